@@ -1,0 +1,211 @@
+//! The cluster's certificate authority: made by `cluster init`, kept in the
+//! store, it says who a node is. A certificate names the node (CN), its role (OU)
+//! and the cluster (O). Only managers' certificates are good for a server, and
+//! they all carry one name, so that any TLS client can tell a manager.
+//!
+//! Certificates live as long as the cluster: a node is expelled by removing it
+//! from the members, which every request checks, and not by expiry.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result, bail};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::model::{NodeId, Role};
+
+/// The name in every manager's certificate.
+pub const MANAGER_NAME: &str = "manager.netagent";
+/// Clocks of nodes may be this far behind the manager's.
+const SKEW: Duration = Duration::from_secs(24 * 3600);
+/// Lifetime of the CA and of what it signs.
+const LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+
+/// The CA's certificate and key, PEM.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Authority {
+    /// Certificate.
+    pub certificate: String,
+    key: String,
+}
+
+/// A certificate and its key, PEM.
+#[derive(Clone)]
+pub struct Credentials {
+    /// Certificate.
+    pub certificate: String,
+    /// Private key.
+    pub key: String,
+    /// Certificate of the CA.
+    pub ca: String,
+}
+
+/// Whom a certificate names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The node.
+    pub node: NodeId,
+    /// Its role when the certificate was signed.
+    pub role: Role,
+    /// The cluster.
+    pub cluster: String,
+}
+
+impl Authority {
+    /// A new CA for the cluster with this identifier.
+    ///
+    /// # Errors
+    /// If the system gives no randomness.
+    pub fn new(cluster: &str) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = params();
+        params.distinguished_name.push(DnType::CommonName, "netagent CA");
+        params.distinguished_name.push(DnType::OrganizationName, cluster);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.self_signed(&key)?.pem();
+        Ok(Self { certificate, key: key.serialize_pem() })
+    }
+
+    /// Signs the public key of a certificate signing request, PEM. Nothing else of
+    /// the request is used: who the node is, the manager says.
+    ///
+    /// # Errors
+    /// If the request is malformed or its signature is wrong.
+    pub fn sign(&self, csr: &str, subject: &Subject) -> Result<String> {
+        let request = CertificateSigningRequestParams::from_pem(csr)
+            .context("the certificate signing request is malformed")?;
+        let mut params = params();
+        params.distinguished_name.push(DnType::CommonName, subject.node.as_str());
+        params.distinguished_name.push(DnType::OrganizationalUnitName, subject.role.to_string());
+        params.distinguished_name.push(DnType::OrganizationName, subject.cluster.as_str());
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if subject.role == Role::Manager {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.subject_alt_names =
+                vec![rcgen::SanType::DnsName(MANAGER_NAME.try_into().context("SAN")?)];
+        }
+        let issuer = Issuer::from_ca_cert_pem(&self.certificate, KeyPair::from_pem(&self.key)?)?;
+        let signed = CertificateSigningRequestParams { params, public_key: request.public_key };
+        Ok(signed.signed_by(&issuer)?.pem())
+    }
+
+    /// A key and a certificate for a node whose agent runs in this process.
+    ///
+    /// # Errors
+    /// As for [`Authority::sign`].
+    pub fn issue(&self, subject: &Subject) -> Result<Credentials> {
+        let (key, csr) = request()?;
+        let certificate = self.sign(&csr, subject)?;
+        Ok(Credentials { certificate, key, ca: self.certificate.clone() })
+    }
+}
+
+/// A new private key and a request to sign its public half, both PEM.
+///
+/// # Errors
+/// If the system gives no randomness.
+pub fn request() -> Result<(String, String)> {
+    let key = KeyPair::generate()?;
+    let csr = params().serialize_request(&key)?.pem()?;
+    Ok((key.serialize_pem(), csr))
+}
+
+fn params() -> CertificateParams {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.not_before = (now - SKEW).into();
+    params.not_after = (now + LIFETIME).into();
+    params.distinguished_name = DistinguishedName::new();
+    params
+}
+
+/// SHA-256 of a certificate's DER, what a join token pins.
+#[must_use]
+pub fn digest(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    Sha256::digest(certificate).into()
+}
+
+/// The first certificate in PEM text.
+///
+/// # Errors
+/// If there is none.
+pub fn certificate(pem: &str) -> Result<CertificateDer<'static>> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).context("not a PEM certificate")
+}
+
+/// The private key in PEM text.
+///
+/// # Errors
+/// If there is none.
+pub fn private_key(pem: &str) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes()).context("not a PEM private key")
+}
+
+/// Whom the certificate names. It must have been verified already.
+///
+/// # Errors
+/// If it names no node.
+pub fn subject(certificate: &CertificateDer<'_>) -> Result<Subject> {
+    let (_, parsed) = X509Certificate::from_der(certificate).context("not a certificate")?;
+    let name = parsed.subject();
+    let one = |mut values: Box<
+        dyn Iterator<Item = &x509_parser::x509::AttributeTypeAndValue<'_>> + '_,
+    >| {
+        let value = values.next()?.as_str().ok().map(str::to_owned);
+        if values.next().is_some() { None } else { value }
+    };
+    let node = one(Box::new(name.iter_common_name())).context("no common name")?;
+    let role = one(Box::new(name.iter_organizational_unit())).context("no role")?;
+    let cluster = one(Box::new(name.iter_organization())).context("no cluster")?;
+    let role = match role.as_str() {
+        "manager" => Role::Manager,
+        "worker" => Role::Worker,
+        other => bail!("{other:?} is not a role"),
+    };
+    Ok(Subject { node: node.parse()?, role, cluster })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_node_role_and_cluster() {
+        let authority = Authority::new("c1").unwrap();
+        for role in [Role::Manager, Role::Worker] {
+            let asked = Subject { node: NodeId::new(), role, cluster: "c1".to_owned() };
+            let issued = authority.issue(&asked).unwrap();
+            assert_eq!(subject(&certificate(&issued.certificate).unwrap()).unwrap(), asked);
+            private_key(&issued.key).unwrap();
+        }
+        subject(&certificate(&authority.certificate).unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn a_request_chooses_nothing() {
+        let authority = Authority::new("c1").unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut greedy = params();
+        greedy.distinguished_name.push(DnType::OrganizationalUnitName, "manager");
+        greedy.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let csr = greedy.serialize_request(&key).unwrap().pem().unwrap();
+        let given = Subject { node: NodeId::new(), role: Role::Worker, cluster: "c1".to_owned() };
+        let signed = certificate(&authority.sign(&csr, &given).unwrap()).unwrap();
+        assert_eq!(subject(&signed).unwrap(), given);
+        let (_, parsed) = X509Certificate::from_der(&signed).unwrap();
+        assert!(!parsed.is_ca());
+        assert!(parsed.subject_alternative_name().unwrap().is_none());
+        assert!(!parsed.extended_key_usage().unwrap().unwrap().value.server_auth);
+        authority.sign("no request", &given).unwrap_err();
+    }
+}

@@ -1,0 +1,298 @@
+//! A worker's tie to its manager: follows the watch stream into the snapshot,
+//! keeps a copy of it on disk, reports status. When the manager is away it tries
+//! again, and the last snapshot holds.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use super::disk::{self, Dir};
+use super::identity::{Identity, SNAPSHOT};
+use super::releases::Release;
+use super::updates::{self, Untold};
+use super::{changes, tls};
+use crate::api::client::{Client, ClientError};
+use crate::api::types::{NodeFacts, StatusReport, WatchEvent};
+use crate::model::{NodeId, Snapshot};
+
+/// Pause before the first new attempt; it doubles up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Pause after the manager said that this node is no member.
+const EXPELLED: Duration = Duration::from_secs(30);
+/// A stream that was silent for so long is dead; managers send something every second.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How often status is reported.
+const REPORT: Duration = Duration::from_secs(1);
+/// So many times as long as it took to write a copy, no other is written ...
+const REST: u32 = 9;
+/// ... but no longer than this: new endpoints wait for it.
+const LONGEST_REST: Duration = Duration::from_millis(200);
+/// Longest wait for the manager's reply to a request.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) struct Follower {
+    node: NodeId,
+    managers: Vec<Client>,
+    current: AtomicUsize,
+    /// Whether the stream is up.
+    live: watch::Sender<bool>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    own: Own,
+    /// Revision of the copy on disk.
+    written: watch::Sender<u64>,
+    dir: Arc<Dir>,
+}
+
+/// What this node knows of its own endpoints and the manager does not yet.
+pub(super) struct Own {
+    pub(super) untold: watch::Receiver<Untold>,
+    pub(super) released: watch::Receiver<Vec<Release>>,
+}
+
+/// What ended a stream.
+struct End {
+    reason: String,
+    /// This node is no member any more.
+    expelled: bool,
+}
+
+impl End {
+    fn because(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), expelled: false }
+    }
+}
+
+impl From<ClientError> for End {
+    fn from(error: ClientError) -> Self {
+        let expelled =
+            matches!(&error, ClientError::Refused { status, .. } if status.as_u16() == 403);
+        Self { reason: error.to_string(), expelled }
+    }
+}
+
+impl Follower {
+    pub(super) fn new(
+        identity: &Identity,
+        snapshot: watch::Sender<Arc<Snapshot>>,
+        own: Own,
+        dir: Arc<Dir>,
+    ) -> anyhow::Result<Self> {
+        let config = Arc::new(tls::member(&identity.credentials)?);
+        let client = |address: &String| {
+            Client::tls(address.clone(), tls::manager_name(), config.clone(), PATIENCE)
+        };
+        Ok(Self {
+            node: identity.record.node.clone(),
+            managers: identity.record.managers.iter().map(client).collect(),
+            current: AtomicUsize::new(0),
+            live: watch::Sender::new(false),
+            snapshot,
+            own,
+            written: watch::Sender::new(0),
+            dir,
+        })
+    }
+
+    /// The snapshot that an earlier run left behind.
+    pub(super) fn cached(dir: &Path) -> anyhow::Result<Option<Snapshot>> {
+        disk::read_json(&dir.join(SNAPSHOT))
+    }
+
+    /// A client of the manager that is being followed.
+    pub(super) fn client(&self) -> &Client {
+        &self.managers[self.current.load(Ordering::Relaxed) % self.managers.len()]
+    }
+
+    /// Whether a manager answers.
+    pub(super) fn live(&self) -> watch::Receiver<bool> {
+        self.live.subscribe()
+    }
+
+    /// Follows and reports; never returns.
+    pub(super) async fn run(
+        &self,
+        applied: watch::Receiver<u64>,
+        facts: watch::Receiver<Option<NodeFacts>>,
+    ) {
+        tokio::join!(self.follow(), self.report(applied, facts), self.keep());
+    }
+
+    async fn follow(&self) {
+        let mut pause = PAUSE;
+        loop {
+            let End { reason, expelled } = self.follow_once(&mut pause).await;
+            let lost = self.live.send_replace(false);
+            if expelled {
+                tracing::error!("{reason}: `netagent cluster leave`, then join again");
+                self.expelled();
+                pause = EXPELLED;
+            } else if lost {
+                tracing::warn!("lost the manager: {reason}; what runs goes on");
+            } else {
+                tracing::debug!("no manager: {reason}");
+            }
+            self.current.fetch_add(1, Ordering::Relaxed);
+            // Nodes that lost one manager do not all come back at the same moment.
+            let part = rand::random_range(0.5..1.0);
+            tokio::time::sleep(pause.mul_f64(part)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Follows one stream to its end, and tells what ended it.
+    async fn follow_once(&self, pause: &mut Duration) -> End {
+        let mut events = match self.client().lines::<WatchEvent>("/v1/watch").await {
+            Ok(events) => Box::pin(events),
+            Err(e) => return e.into(),
+        };
+        loop {
+            match timeout(SILENCE, events.next()).await {
+                Err(_) => return End::because(format!("silent for {SILENCE:?}")),
+                Ok(None) => return End::because("it ended the stream"),
+                Ok(Some(Err(e))) => return e.into(),
+                Ok(Some(Ok(event))) => {
+                    if let Err(reason) = self.take(event) {
+                        return End::because(reason);
+                    }
+                    *pause = PAUSE;
+                }
+            }
+        }
+    }
+
+    fn take(&self, event: WatchEvent) -> Result<(), &'static str> {
+        match event {
+            WatchEvent::Snapshot { snapshot } => {
+                self.snapshot.send_if_modified(|current| {
+                    let mut snapshot = Arc::new(snapshot);
+                    self.overlay(&mut snapshot);
+                    let new = *current != snapshot;
+                    if new {
+                        *current = snapshot;
+                    }
+                    new
+                });
+                if !self.live.send_replace(true) {
+                    tracing::info!("following the manager");
+                }
+            }
+            WatchEvent::Delta { revision, changes } if *self.live.borrow() => {
+                self.snapshot.send_modify(|current| {
+                    changes::apply(Arc::make_mut(current), revision, changes);
+                    self.overlay(current);
+                });
+            }
+            WatchEvent::Delta { .. } => return Err("it began with a delta"),
+            WatchEvent::Alive { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Shows in `snapshot` what this node knows of its own endpoints. Returns whether
+    /// anything changed.
+    pub(super) fn overlay(&self, snapshot: &mut Arc<Snapshot>) -> bool {
+        updates::overlay(snapshot, &self.own.untold.borrow(), &self.own.released.borrow())
+    }
+
+    /// Publishes what this node has just learnt of its own endpoints.
+    pub(super) fn show_own(&self) {
+        self.snapshot.send_if_modified(|current| self.overlay(current));
+    }
+
+    /// The manager knows this node no more: neither do we, nor its endpoints, whose
+    /// addresses may be somebody else's already.
+    fn expelled(&self) {
+        self.snapshot.send_if_modified(|current| {
+            let member = current.nodes.contains_key(&self.node);
+            if member {
+                let snapshot = Arc::make_mut(current);
+                snapshot.nodes.remove(&self.node);
+                snapshot.endpoints.retain(|_, e| e.node != self.node);
+            }
+            member
+        });
+    }
+
+    /// Reports every second, and at once when this node has applied a revision or
+    /// its facts have changed. Facts are repeated until a manager has taken them.
+    /// What is not on disk yet is not applied: an agent that is killed and comes back
+    /// without a manager knows at least what it has told.
+    async fn report(
+        &self,
+        mut applied: watch::Receiver<u64>,
+        mut facts: watch::Receiver<Option<NodeFacts>>,
+    ) {
+        let path = format!("/v1/nodes/{}/status", self.node);
+        let mut live = self.live();
+        let mut written = self.written.subscribe();
+        let mut told: Option<NodeFacts> = None;
+        loop {
+            if !*live.borrow_and_update() {
+                told = None;
+                if live.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let current = facts.borrow_and_update().clone();
+            let report = StatusReport {
+                facts: current.clone().filter(|_| current != told),
+                applied: (*applied.borrow_and_update()).min(*written.borrow_and_update()),
+            };
+            match self.client().post::<_, ()>(&path, &report).await {
+                Ok(()) => told = current,
+                Err(ClientError::Refused { status, message }) if status.is_client_error() => {
+                    // Said once; the manager keeps what it knew.
+                    tracing::error!("the manager refuses this node's report: {message}");
+                    told = current;
+                }
+                Err(e) => tracing::warn!("cannot report status: {e}"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REPORT) => {}
+                _ = applied.changed() => {}
+                _ = written.changed() => {}
+                _ = facts.changed() => {}
+                _ = live.changed() => {}
+            }
+        }
+    }
+
+    /// Keeps the copy on disk close behind the snapshot. What changes while one copy is
+    /// being written, or in the rest after it, goes into the next. A copy is whole: with
+    /// ten thousand endpoints it has 3 MB, which take 9 ms. Where the health of some
+    /// changes all the time, the disk would do nothing else; so it does that for a tenth of
+    /// the time, and a change on a quiet cluster is still written at once.
+    async fn keep(&self) {
+        let mut snapshots = self.snapshot.subscribe();
+        snapshots.mark_changed();
+        while snapshots.changed().await.is_ok() {
+            let snapshot = snapshots.borrow_and_update().clone();
+            let began = Instant::now();
+            self.write(snapshot).await;
+            tokio::time::sleep((began.elapsed() * REST).min(LONGEST_REST)).await;
+        }
+    }
+
+    async fn write(&self, snapshot: Arc<Snapshot>) {
+        let (dir, revision) = (self.dir.clone(), snapshot.revision);
+        let write = move || dir.write_json(SNAPSHOT, &*snapshot);
+        match tokio::task::spawn_blocking(write).await {
+            Ok(Ok(())) => drop(self.written.send_replace(revision)),
+            Ok(Err(e)) => tracing::error!("the snapshot is not on disk: {e:#}"),
+            Err(e) => tracing::error!("the snapshot is not on disk: {e}"),
+        }
+    }
+
+    /// Writes what [`keep`](Self::keep) may not have written yet.
+    pub(super) async fn close(&self) {
+        let snapshot = self.snapshot.borrow().clone();
+        self.write(snapshot).await;
+    }
+}

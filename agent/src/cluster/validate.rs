@@ -1,0 +1,358 @@
+//! Judges requests against the cluster as it is, and says what is wrong with what.
+//! Pure: nothing is read and nothing changed here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+
+use super::Error;
+use super::allocate::{contains, overlap};
+use crate::api::types::{CreateNetwork, InitRequest, NodeFacts};
+use crate::model::{Name, Network, Snapshot};
+
+/// Prefix lengths that a network may have.
+const PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
+/// MTUs that a network may have: what every IPv4 host takes (RFC 791), and the
+/// largest that fits into a packet with a VXLAN header.
+const MTUS: std::ops::RangeInclusive<u16> = 576..=u16::MAX - netagent_common::VXLAN_OVERHEAD;
+/// The whole snapshot travels to every node. So there are bounds to the routes that
+/// a node tells of, to the aliases of an endpoint, and to a network's labels and
+/// reserved addresses, in number and, for labels, in bytes.
+const MOST_ROUTES: usize = 1024;
+const MOST_ALIASES: usize = 64;
+const MOST_LABELS: usize = 64;
+const LONGEST_LABEL: usize = 1024;
+const MOST_RESERVED: usize = 256;
+/// And to the published ports of a service, and the sources that one lets in.
+pub(super) const MOST_PORTS: usize = 256;
+pub(super) const MOST_SOURCES: usize = 256;
+/// Blocks in which no network can be (RFC 6890).
+const SPECIAL: [(Ipv4Addr, u8, &str); 5] = [
+    (Ipv4Addr::UNSPECIFIED, 8, "addresses that mean this host"),
+    (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback addresses"),
+    (Ipv4Addr::new(169, 254, 0, 0), 16, "link-local addresses"),
+    (Ipv4Addr::new(224, 0, 0, 0), 4, "multicast addresses"),
+    (Ipv4Addr::new(240, 0, 0, 0), 4, "reserved addresses"),
+];
+
+/// Where subnets come from when a request names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Pool {
+    /// Block from which they are taken.
+    pub(super) block: Ipv4Network,
+    /// Their prefix length.
+    pub(super) prefix: u8,
+}
+
+/// The pool and the VXLAN port that a request to make a cluster asks for.
+///
+/// # Errors
+/// If they cannot be.
+pub(super) fn init(request: &InitRequest) -> Result<(Pool, u16), Error> {
+    let ten = Ipv4Network::new(Ipv4Addr::new(10, 0, 0, 0), 8).expect("a constant block");
+    let block = request.pool.unwrap_or(ten);
+    aligned("pool", block)?;
+    unspecial("pool", block)?;
+    let prefix = request.pool_prefix.unwrap_or(24.max(block.prefix()));
+    if !PREFIXES.contains(&prefix) || prefix < block.prefix() {
+        return Err(Error::Invalid(format!(
+            "pool {block} cannot be cut into subnets of /{prefix}: {} to 29 can be",
+            block.prefix().max(*PREFIXES.start())
+        )));
+    }
+    let port = request.data_path_port.unwrap_or(4789);
+    if port < 1024 {
+        return Err(Error::Invalid(format!("data path port {port} is below 1024")));
+    }
+    Ok((Pool { block, prefix }, port))
+}
+
+/// What of a request to create a network does not depend on where its subnet is:
+/// the driver, the options, the name. Returns the MTU that was chosen.
+///
+/// # Errors
+/// If it cannot be.
+pub(super) fn network(request: &CreateNetwork, snapshot: &Snapshot) -> Result<Option<u16>, Error> {
+    if request.driver != "overlay" {
+        return Err(Error::Invalid(format!(
+            "driver {:?} is unknown: overlay is the only one",
+            request.driver
+        )));
+    }
+    if snapshot.networks.values().any(|n| n.name == request.name) {
+        return Err(Error::Conflict(format!("network {} exists", request.name)));
+    }
+    labels("network", &request.labels)?;
+    if request.aux_addresses.len() > MOST_RESERVED {
+        return Err(Error::Invalid(format!("a network has at most {MOST_RESERVED} aux-addresses")));
+    }
+    mtu(&request.options)
+}
+
+/// Whether an object can have these labels.
+///
+/// # Errors
+/// If they are too many or too long.
+pub(super) fn labels(what: &str, labels: &BTreeMap<String, String>) -> Result<(), Error> {
+    if labels.len() > MOST_LABELS || labels.iter().any(|(k, v)| k.len() + v.len() > LONGEST_LABEL) {
+        return Err(Error::Invalid(format!(
+            "a {what} has at most {MOST_LABELS} labels of {LONGEST_LABEL} bytes"
+        )));
+    }
+    Ok(())
+}
+
+fn mtu(options: &BTreeMap<String, String>) -> Result<Option<u16>, Error> {
+    let mut chosen = None;
+    for (key, value) in options {
+        match key.as_str() {
+            "mtu" | "com.docker.network.driver.mtu" => {
+                let mtu = value.parse().ok().filter(|mtu| MTUS.contains(mtu)).ok_or_else(|| {
+                    Error::Invalid(format!(
+                        "{key}={value}: an MTU is a number from {} to {}",
+                        MTUS.start(),
+                        MTUS.end()
+                    ))
+                })?;
+                if chosen.is_some_and(|other| other != mtu) {
+                    return Err(Error::Invalid("two different MTUs are given".to_owned()));
+                }
+                chosen = Some(mtu);
+            }
+            "encrypted" => {
+                return Err(Error::Invalid(
+                    "encrypted networks are not available in this version: create the network \
+                     without the option, or encrypt between the hosts"
+                        .to_owned(),
+                ));
+            }
+            _ => {
+                return Err(Error::Invalid(format!(
+                    "option {key:?} is unknown: mtu is the only one"
+                )));
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+/// Whether a network can have this subnet.
+///
+/// # Errors
+/// If not; an overlap is named.
+pub(super) fn subnet(subnet: Ipv4Network, snapshot: &Snapshot) -> Result<(), Error> {
+    aligned("subnet", subnet)?;
+    if !PREFIXES.contains(&subnet.prefix()) {
+        return Err(Error::Invalid(format!(
+            "subnet {subnet}: the prefix length must be from {} to {}",
+            PREFIXES.start(),
+            PREFIXES.end()
+        )));
+    }
+    unspecial("subnet", subnet)?;
+    for network in snapshot.networks.values() {
+        if overlap(network.subnet, subnet) {
+            return Err(Error::Conflict(format!(
+                "subnet {subnet} overlaps network {} ({})",
+                network.name, network.subnet
+            )));
+        }
+    }
+    for node in snapshot.nodes.values() {
+        if let Some(route) = node.routes.iter().find(|r| overlap(**r, subnet)) {
+            return Err(Error::Conflict(format!(
+                "subnet {subnet} overlaps {route}, which host {} routes itself",
+                node.hostname
+            )));
+        }
+        if subnet.contains(node.address) {
+            return Err(Error::Conflict(format!(
+                "subnet {subnet} contains {}, the address of node {}",
+                node.address, node.hostname
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What is in use, or routed by a host: no subnet may be there.
+#[must_use]
+pub(super) fn taken(snapshot: &Snapshot) -> Vec<Ipv4Network> {
+    let nodes = snapshot.nodes.values();
+    let routes = nodes.clone().flat_map(|n| n.routes.iter().copied());
+    let addresses = nodes.map(|n| Ipv4Network::from(n.address));
+    let special = SPECIAL.iter().filter_map(|(ip, prefix, _)| Ipv4Network::new(*ip, *prefix).ok());
+    let networks = snapshot.networks.values().map(|n| n.subnet);
+    networks.chain(routes).chain(addresses).chain(special).collect()
+}
+
+/// Gateway, range and reserved addresses of a network with this subnet. Returns
+/// the gateway.
+///
+/// # Errors
+/// If one of them does not fit.
+pub(super) fn addresses(request: &CreateNetwork, subnet: Ipv4Network) -> Result<Ipv4Addr, Error> {
+    let usable = |what: &str, address: Ipv4Addr| {
+        if !subnet.contains(address) {
+            return Err(Error::Invalid(format!("{what} {address} is not in subnet {subnet}")));
+        }
+        if address == subnet.network() || address == subnet.broadcast() {
+            return Err(Error::Invalid(format!(
+                "{what} {address} is the first or last address of subnet {subnet}"
+            )));
+        }
+        Ok(())
+    };
+    let gateway = request.gateway.unwrap_or(Ipv4Addr::from_bits(subnet.network().to_bits() + 1));
+    usable("gateway", gateway)?;
+    if let Some(range) = request.ip_range {
+        aligned("ip-range", range)?;
+        if !contains(subnet, range) {
+            return Err(Error::Invalid(format!("ip-range {range} is not in subnet {subnet}")));
+        }
+    }
+    let mut seen = BTreeMap::new();
+    for (name, address) in &request.aux_addresses {
+        usable(&format!("aux-address {name}"), *address)?;
+        if *address == gateway {
+            return Err(Error::Invalid(format!(
+                "aux-address {name} {address} is the gateway; choose another with --gateway"
+            )));
+        }
+        if let Some(other) = seen.insert(*address, name) {
+            return Err(Error::Invalid(format!(
+                "aux-addresses {other} and {name} are both {address}"
+            )));
+        }
+    }
+    Ok(gateway)
+}
+
+/// Addresses of the network that no endpoint may have.
+#[must_use]
+pub(super) fn reserved(network: &Network) -> BTreeSet<Ipv4Addr> {
+    network.aux_addresses.values().copied().chain([network.gateway]).collect()
+}
+
+/// The aliases that a request gives, each once.
+///
+/// # Errors
+/// If there are too many.
+pub(super) fn aliases(given: &[Name]) -> Result<Vec<Name>, Error> {
+    let mut aliases = given.to_vec();
+    aliases.sort();
+    aliases.dedup();
+    if aliases.len() > MOST_ALIASES {
+        return Err(Error::Invalid(format!("{MOST_ALIASES} aliases are the most")));
+    }
+    Ok(aliases)
+}
+
+/// Whether an endpoint can have this address, apart from other endpoints.
+///
+/// # Errors
+/// If not.
+pub(super) fn address(address: Ipv4Addr, network: &Network) -> Result<(), Error> {
+    let (name, subnet) = (&network.name, network.subnet);
+    if !subnet.contains(address) {
+        return Err(Error::Invalid(format!(
+            "address {address} is not in network {name} ({subnet})"
+        )));
+    }
+    if address == subnet.network() || address == subnet.broadcast() {
+        return Err(Error::Invalid(format!(
+            "address {address} is the first or last one of network {name} ({subnet})"
+        )));
+    }
+    if address == network.gateway {
+        return Err(Error::Conflict(format!("address {address} is network {name}'s gateway")));
+    }
+    match network.aux_addresses.iter().find(|(_, aux)| **aux == address) {
+        Some((aux, _)) => {
+            Err(Error::Conflict(format!("address {address} of network {name} is kept for {aux}")))
+        }
+        None => Ok(()),
+    }
+}
+
+pub(super) fn aligned(what: &str, block: Ipv4Network) -> Result<(), Error> {
+    if block.ip() == block.network() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{what} {block} has bits set behind the prefix: {}/{} is the block",
+        block.network(),
+        block.prefix()
+    )))
+}
+
+fn unspecial(what: &str, block: Ipv4Network) -> Result<(), Error> {
+    for (address, prefix, meaning) in SPECIAL {
+        let special = Ipv4Network::new(address, prefix).expect("a constant block");
+        if overlap(special, block) {
+            return Err(Error::Invalid(format!("{what} {block} has {meaning} ({special})")));
+        }
+    }
+    Ok(())
+}
+
+/// What a node says of itself.
+///
+/// # Errors
+/// If it cannot be true, or would fill the store.
+pub(super) fn facts(facts: &NodeFacts) -> Result<(), Error> {
+    let plain = |text: &str| {
+        !text.is_empty() && text.len() <= 253 && text.chars().all(|c| c.is_ascii_graphic())
+    };
+    if !plain(&facts.hostname) || !plain(&facts.version) {
+        return Err(Error::Invalid(format!(
+            "host name {:?}, version {:?}: both are 1 to 253 visible ASCII characters",
+            facts.hostname, facts.version
+        )));
+    }
+    if facts.routes.len() > MOST_ROUTES {
+        return Err(Error::Invalid(format!(
+            "host {} has {} routes of its own: {MOST_ROUTES} are the most that a node can tell of",
+            facts.hostname,
+            facts.routes.len()
+        )));
+    }
+    if facts.address.is_unspecified()
+        || facts.address.is_multicast()
+        || facts.address.is_broadcast()
+    {
+        return Err(Error::Invalid(format!("{} is not an address of a host", facts.address)));
+    }
+    Ok(())
+}
+
+/// Whether a host with these facts can become a member.
+///
+/// # Errors
+/// If it clashes with a member or a network, naming it.
+pub(super) fn newcomer(facts: &NodeFacts, snapshot: &Snapshot) -> Result<(), Error> {
+    self::facts(facts)?;
+    if let Some(node) = snapshot.nodes.values().find(|n| n.address == facts.address) {
+        return Err(Error::Conflict(format!(
+            "address {} is that of node {} ({}): if that node is gone, remove it first with \
+             `netagent node rm {}`",
+            facts.address, node.hostname, node.status, node.id
+        )));
+    }
+    for network in snapshot.networks.values() {
+        if network.subnet.contains(facts.address) {
+            return Err(Error::Conflict(format!(
+                "address {} lies in network {} ({})",
+                facts.address, network.name, network.subnet
+            )));
+        }
+        if let Some(route) = facts.routes.iter().find(|r| overlap(**r, network.subnet)) {
+            return Err(Error::Conflict(format!(
+                "host {} routes {route} itself, which overlaps network {} ({})",
+                facts.hostname, network.name, network.subnet
+            )));
+        }
+    }
+    Ok(())
+}

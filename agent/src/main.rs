@@ -1,0 +1,7 @@
+//! The one binary: daemon and command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netagent::cli::main()
+}

@@ -1,0 +1,101 @@
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnetwork::Ipv4Network;
+use serde::{Deserialize, Serialize};
+
+use super::NodeId;
+
+/// What a node may do in the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Holds the store and serves the API.
+    Manager,
+    /// Follows a manager; writes its own endpoints and status only.
+    Worker,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Manager => "manager",
+            Self::Worker => "worker",
+        })
+    }
+}
+
+/// How a node carries packets.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// eBPF programs at the endpoints and the uplink.
+    #[default]
+    Ebpf,
+    /// A bridge and a vxlan device per network.
+    Kernel,
+}
+
+impl fmt::Display for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ebpf => "ebpf",
+            Self::Kernel => "kernel",
+        })
+    }
+}
+
+/// Whether a node's agent answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeStatus {
+    /// Its lease is being renewed.
+    Ready,
+    /// Its lease has ended.
+    Down,
+}
+
+impl fmt::Display for NodeStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ready => "ready",
+            Self::Down => "down",
+        })
+    }
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Node {
+    /// Identifier.
+    pub id: NodeId,
+    /// Host name.
+    pub hostname: String,
+    /// Role.
+    pub role: Role,
+    /// Address of its agent and of its tunnel end (VTEP).
+    #[schema(value_type = String)]
+    pub address: Ipv4Addr,
+    /// MTU of its uplink, in bytes.
+    pub mtu: u16,
+    /// Datapath it runs.
+    pub datapath: Datapath,
+    /// Version of its agent.
+    pub version: String,
+    /// Whether its agent answers, as the manager knows it.
+    pub status: NodeStatus,
+    /// Destinations its host routes itself: no network may overlap them.
+    #[schema(value_type = Vec<String>)]
+    pub routes: Vec<Ipv4Network>,
+}

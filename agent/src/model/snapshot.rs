@@ -1,0 +1,149 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Datapath, Endpoint, EndpointId, EndpointMode, Name, Network, NetworkId, Node, NodeId,
+    NodeStatus, Service, ServiceId,
+};
+
+/// What holds for the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ClusterInfo {
+    /// Identifier, chosen by `cluster init`.
+    pub id: String,
+    /// UDP port of VXLAN on every node, host order.
+    pub data_path_port: u16,
+    /// Time of creation, RFC 3339, UTC.
+    pub created: String,
+}
+
+/// The cluster's objects at one revision of the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Snapshot {
+    /// Revision of the store that this is.
+    pub revision: u64,
+    /// None on a node that is in no cluster.
+    pub cluster: Option<ClusterInfo>,
+    /// Members.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Networks.
+    pub networks: BTreeMap<NetworkId, Network>,
+    /// Services.
+    #[serde(default)]
+    pub services: BTreeMap<ServiceId, Service>,
+    /// Endpoints.
+    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+}
+
+/// An endpoint that serves a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend<'a> {
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// Whether it may take new connections.
+    pub eligible: bool,
+}
+
+impl Snapshot {
+    /// The network with this name, or else with this identifier (its first
+    /// twelve characters are enough).
+    #[must_use]
+    pub fn network(&self, name_or_id: &str) -> Option<&Network> {
+        let by_name = name_or_id.parse::<Name>().ok();
+        let mut all = self.networks.values();
+        all.clone()
+            .find(|n| Some(&n.name) == by_name.as_ref())
+            .or_else(|| all.find(|n| n.id.is_meant_by(name_or_id)))
+    }
+
+    /// The node with this host name, or else with this identifier (its first
+    /// twelve characters are enough).
+    #[must_use]
+    pub fn node(&self, name_or_id: &str) -> Option<&Node> {
+        let mut all = self.nodes.values();
+        all.clone()
+            .find(|n| n.hostname == name_or_id)
+            .or_else(|| all.find(|n| n.id.is_meant_by(name_or_id)))
+    }
+
+    /// The service with this name, or else with this identifier (its first twelve
+    /// characters are enough).
+    #[must_use]
+    pub fn service(&self, name_or_id: &str) -> Option<&Service> {
+        let by_name = name_or_id.parse::<Name>().ok();
+        let mut all = self.services.values();
+        all.clone()
+            .find(|s| Some(&s.name) == by_name.as_ref())
+            .or_else(|| all.find(|s| s.id.is_meant_by(name_or_id)))
+    }
+
+    /// Endpoints of one network, in order of address.
+    pub fn endpoints_on(&self, network: &NetworkId) -> impl Iterator<Item = &Endpoint> {
+        let mut found: Vec<_> = self.endpoints.values().filter(|e| &e.network == network).collect();
+        found.sort_by_key(|e| e.address);
+        found.into_iter()
+    }
+
+    /// The endpoints that serve a service, on all its networks, in order of address.
+    pub fn tasks_of(&self, service: &ServiceId) -> impl Iterator<Item = &Endpoint> {
+        let serves = |e: &&Endpoint| e.task.as_ref().is_some_and(|t| t.service == *service);
+        let mut found: Vec<_> = self.endpoints.values().filter(serves).collect();
+        found.sort_by_key(|e| e.address);
+        found.into_iter()
+    }
+
+    /// Every service's backends on each of its networks, in order of address, and for
+    /// each whether it may take new connections.
+    ///
+    /// That is so if its task and its node's datapath allow it and its node is ready. A
+    /// node that is not may be well all the same, and only its agent silent: where no
+    /// backend's node is ready, none is passed over for that. A service is never emptied
+    /// on suspicion alone.
+    #[must_use]
+    pub fn backends(&self) -> BTreeMap<(&ServiceId, &NetworkId), Vec<Backend<'_>>> {
+        let mut all: BTreeMap<_, Vec<Backend<'_>>> = BTreeMap::new();
+        for service in self.services.values() {
+            for on in &service.networks {
+                all.insert((&service.id, &on.network), vec![]);
+            }
+        }
+        for endpoint in self.endpoints.values() {
+            if let Some(task) = &endpoint.task
+                && let Some(backends) = all.get_mut(&(&task.service, &endpoint.network))
+            {
+                backends.push(Backend { endpoint, eligible: self.is_able(endpoint) });
+            }
+        }
+        for backends in all.values_mut() {
+            backends.sort_by_key(|b| b.endpoint.address);
+            if backends.iter().any(|b| b.eligible && self.is_ready(b.endpoint)) {
+                backends.iter_mut().for_each(|b| b.eligible &= self.is_ready(b.endpoint));
+            }
+        }
+        all
+    }
+
+    /// Whether its task and its node's kind let it take connections.
+    fn is_able(&self, endpoint: &Endpoint) -> bool {
+        let Some(task) = &endpoint.task else { return false };
+        let Some(service) = self.services.get(&task.service) else { return false };
+        let datapath = self.nodes.get(&endpoint.node).map(|n| n.datapath);
+        let carried = service.endpoint_mode == EndpointMode::Dnsrr
+            || datapath.is_some_and(|datapath| datapath == Datapath::Ebpf);
+        task.is_eligible() && carried && service.is_on(&endpoint.network)
+    }
+
+    fn is_ready(&self, endpoint: &Endpoint) -> bool {
+        self.nodes.get(&endpoint.node).is_some_and(|n| n.status == NodeStatus::Ready)
+    }
+
+    /// MTU of `network` for its workloads, in bytes: the one chosen for it, or
+    /// the smallest uplink MTU of the members less the VXLAN header.
+    #[must_use]
+    pub fn mtu(&self, network: &Network) -> u16 {
+        let underlay = self.nodes.values().map(|n| n.mtu).min().unwrap_or(1500);
+        let largest = underlay.saturating_sub(netagent_common::VXLAN_OVERHEAD);
+        network.mtu.map_or(largest, |chosen| chosen.min(largest))
+    }
+}

@@ -1,0 +1,50 @@
+//! The ABI between the eBPF programs and the agent: map keys, map values and
+//! counters, and nothing else.
+//!
+//! Rules of this crate: every type is `repr(C)` without implicit padding; every
+//! address and port that a packet carries is stored as big-endian bytes, as it
+//! stands in the packet, behind typed constructors and getters, so that no
+//! caller ever converts. A change of any layout raises [`ABI_VERSION`], which is
+//! part of the pin path: an old map is never read with a new layout.
+#![cfg_attr(not(feature = "user"), no_std)]
+
+mod config;
+mod counter;
+mod flow;
+mod names;
+mod overlay;
+mod service;
+
+pub use config::Config;
+pub use counter::{Count, Counter};
+pub use flow::{Affinity, AffinityKey, Flow, FlowKey, Kind, Load};
+pub use names::{maps, programs};
+pub use overlay::{
+    Endpoint, EndpointKey, GATEWAY_MAC, LB_MAC, Network, Peer, Port, SUBNET_KEY_BITS, SubnetKey,
+};
+pub use service::{
+    ALLOWED_LIST_BITS, AllowedKey, Published, PublishedKey, Scheduler, Service, Slot, SlotKey,
+    VirtualKey,
+};
+
+/// Version of every layout in this crate; part of the path under which maps
+/// and links are pinned.
+pub const ABI_VERSION: u32 = 4;
+
+/// Bytes that VXLAN over IPv4 puts in front of an inner IP packet: outer IPv4
+/// 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348, section 5).
+pub const VXLAN_OVERHEAD: u16 = 50;
+
+/// UDP port of VXLAN (RFC 7348, IANA), used unless the cluster chose another.
+pub const VXLAN_PORT: u16 = 4789;
+
+/// Implements `aya::Pod` for map types when built for the agent.
+macro_rules! pod {
+    ($($type:ty),+ $(,)?) => {$(
+        // SAFETY: repr(C), Copy, no padding (asserted beside each type), valid
+        // for every bit pattern.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $type {}
+    )+};
+}
+pub(crate) use pod;

@@ -1,0 +1,24 @@
+//! tc ingress of the collect-metadata vxlan device: what the kernel took out of the
+//! tunnel because the uplink's hook left it alone, or because that hook is not there yet.
+//! The checks are the same.
+
+use netagent_common::Counter;
+
+use crate::maps;
+use crate::overlay::{Admitted, Origin};
+use crate::packet::Packet;
+use crate::verdict::{Outcome, Verdict};
+
+#[inline(always)]
+pub(crate) fn handle(packet: &mut Packet) -> Outcome {
+    let (vtep, vni) = packet.tunnel()?;
+    let origin = Origin { vtep, vni };
+    match origin.admit(packet, 0)? {
+        Admitted::Ipv4(inner) => inner.deliver(packet, Counter::DeliveredFromVxlan),
+        Admitted::Arp => {
+            let config = maps::config().ok_or(Counter::DropRefused)?;
+            packet.set_tunnel(config.vtep, vtep, vni)?;
+            Ok(Verdict::Redirect { ifindex: config.vxlan, counter: Counter::ArpAnsweredRemote })
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What the tests of this crate share.
+
+pub mod client;
+pub mod lab;
+pub mod object;
+pub mod packet;
+pub mod prog;
+mod trampoline;
+pub mod world;

@@ -1,0 +1,16 @@
+//! Clusters of three nodes in namespaces, with real agents, real packets and real
+//! programs. What must hold on every datapath is in `everywhere`, run once for each
+//! layout; the rest is about one mechanism.
+
+mod agent;
+mod everywhere;
+mod garbage;
+mod isolation;
+mod names;
+mod plain_vxlan;
+mod residue;
+mod run;
+mod scale;
+mod service_life;
+mod service_orphans;
+mod services_cli;

@@ -1,0 +1,296 @@
+//! `cargo xtask bench`: what the datapaths cost, measured beside what they compete with.
+//!
+//! ```text
+//! lab ──> classic, docker, overlay: variants ──> measures, round after round
+//!                                                    │ worker, udp: inside the namespaces
+//! tables, picture <── report, svg <── goals, table <── stats ┘
+//! ```
+//!
+//! Every variant is measured in every round and the order is reversed each round; what
+//! is told are ratios within a round. So a noisy machine gives a wide spread and no
+//! wrong answer. Judges nothing but the goals, and fails for no figure.
+
+mod classic;
+mod docker;
+mod goals;
+mod lab;
+mod machine;
+mod measures;
+mod mesh;
+mod overlay;
+mod programs;
+mod progress;
+mod report;
+pub mod scale;
+mod stats;
+mod svg;
+mod table;
+mod udp;
+pub mod worker;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use self::lab::Lab;
+use self::machine::Machine;
+use self::measures::{Effort, MEASURES, Measure};
+use self::programs::Program;
+use self::progress::Progress;
+use self::stats::{Sample, Samples};
+use crate::build::{self, Profile};
+use crate::node::Host;
+use crate::setup::{self, Need};
+
+/// What is to be measured.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Two short rounds: shows that all works, the figures are rough
+    #[arg(long)]
+    quick: bool,
+    /// How many rounds; 10 are needed for a judgement
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Only this measure or variant, and what it is compared with; may be repeated
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Writes every single measurement there
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A way from a client to a server, set up and ready to be measured.
+pub(crate) struct Variant {
+    /// One of [`VARIANTS`].
+    pub(crate) id: &'static str,
+    pub(crate) client: Host,
+    pub(crate) server: Host,
+    /// The server's address, as the client calls it.
+    pub(crate) target: Ipv4Addr,
+    /// The hosts whose `eth0` are the wire between them; none on one host.
+    pub(crate) wire: Vec<Host>,
+}
+
+/// What variants there are.
+pub(crate) struct Kind {
+    pub(crate) id: &'static str,
+    pub(crate) title: &'static str,
+    /// The variant that it is compared with in the tables.
+    pub(crate) base: &'static str,
+    /// The variants of one maker are set up together.
+    maker: Maker,
+}
+
+impl Kind {
+    /// Whether it is a datapath of netagent.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.title.starts_with("netagent")
+    }
+}
+
+type Maker = fn(&Lab) -> Result<Vec<Variant>>;
+
+const fn kind(id: &'static str, title: &'static str, base: &'static str, maker: Maker) -> Kind {
+    Kind { id, title, base, maker }
+}
+
+/// In the order in which they are shown, and measured in every other round.
+pub(crate) const VARIANTS: &[Kind] = &[
+    kind("raw", "host to host", "raw", classic::raw),
+    kind("bridge", "bridge+vxlan", "raw", classic::bridge),
+    kind("docker-like", "Docker-like layout", "raw", classic::docker_like),
+    kind("docker", "Docker's overlay", "raw", docker::docker),
+    kind("kernel", "netagent, kernel", "raw", overlay::kernel),
+    kind("ebpf", "netagent, eBPF", "raw", overlay::ebpf),
+    kind("ebpf-vip", "netagent, virtual address", "ebpf", overlay::ebpf),
+    kind("bridge-same", "bridge, same host", "bridge-same", classic::bridge),
+    kind("ebpf-same", "netagent, same host", "bridge-same", overlay::ebpf),
+    kind("iptables", "DNAT and masquerading", "iptables", mesh::iptables),
+    kind("published", "netagent, published port", "iptables", mesh::published),
+];
+
+/// The measures and kinds that are asked for.
+struct Choice {
+    measures: Vec<&'static Measure>,
+    kinds: Vec<&'static Kind>,
+}
+
+impl Choice {
+    fn of(only: &[String]) -> Result<Self> {
+        let named = |id: &str| only.iter().any(|name| name == id);
+        let is_known =
+            |id: &str| MEASURES.iter().any(|m| m.id == id) || VARIANTS.iter().any(|v| v.id == id);
+        if let Some(unknown) = only.iter().find(|name| !is_known(name)) {
+            let measures: Vec<_> = MEASURES.iter().map(|measure| measure.id).collect();
+            let variants: Vec<_> = VARIANTS.iter().map(|kind| kind.id).collect();
+            bail!(
+                "there is no measure or variant {unknown}; measures: {}; variants: {}",
+                measures.join(", "),
+                variants.join(", ")
+            );
+        }
+        let all_measures = !MEASURES.iter().any(|measure| named(measure.id));
+        let all_variants = !VARIANTS.iter().any(|kind| named(kind.id));
+        let is_base = |id| VARIANTS.iter().any(|kind| named(kind.id) && kind.base == id);
+        Ok(Self {
+            measures: MEASURES.iter().filter(|m| all_measures || named(m.id)).collect(),
+            kinds: VARIANTS
+                .iter()
+                .filter(|kind| all_variants || named(kind.id) || is_base(kind.id))
+                .collect(),
+        })
+    }
+}
+
+/// What a run has found.
+pub(crate) struct Run {
+    pub(crate) machine: Machine,
+    pub(crate) command: String,
+    pub(crate) rounds: usize,
+    /// Load of the machine before, by others.
+    pub(crate) load: f64,
+    pub(crate) samples: Samples,
+    /// What our programs took while small packets were sent.
+    pub(crate) programs: Vec<Program>,
+}
+
+/// Measures and reports. All that was made for it is removed, also after ^C.
+///
+/// # Errors
+/// If something cannot be set up or measured.
+pub fn run(options: &Options) -> Result<()> {
+    let choice = Choice::of(&options.only)?;
+    setup::ensure(Need::Hosts)?;
+    let machine = Machine::this()?;
+    ensure!(machine.cpus >= 2, "this needs two CPUs, one for the client and one for the server");
+    let (effort, rounds) = match options.quick {
+        true => (Effort::QUICK, options.rounds.unwrap_or(2)),
+        false => (Effort::FULL, options.rounds.unwrap_or(15)),
+    };
+    let rounds = usize::try_from(rounds).context("so many rounds")?;
+    if choice.kinds.iter().any(|kind| kind.is_ours()) {
+        build::all(Profile::Debug)?;
+    }
+    machine::catch_interrupts()?;
+    let load = machine::load();
+    let (samples, programs) = {
+        let lab = Lab::new()?;
+        let _session = machine::prefer_this_session()?;
+        let variants = make(&lab, &choice)?;
+        let _servers = variants.iter().map(measures::serve).collect::<Result<Vec<_>>>()?;
+        let samples = measure(&choice.measures, &variants, effort, rounds)?;
+        let mut programs = Vec::new();
+        for variant in variants.iter().filter(|variant| variant.id.starts_with("ebpf")) {
+            programs.extend(programs::of(variant, &MEASURES[0], effort)?);
+        }
+        (samples, programs)
+    };
+    let run = Run { machine, command: options.line(), rounds, load, samples, programs };
+    report::all(&run, options)
+}
+
+impl Options {
+    /// As one would type it.
+    fn line(&self) -> String {
+        let mut line = "cargo xtask bench".to_owned();
+        if self.quick {
+            line += " --quick";
+        }
+        if let Some(rounds) = self.rounds {
+            line += &format!(" --rounds {rounds}");
+        }
+        for name in &self.only {
+            line += &format!(" --only {name}");
+        }
+        line
+    }
+}
+
+/// Sets the chosen variants up, in the order of [`VARIANTS`].
+fn make(lab: &Lab, choice: &Choice) -> Result<Vec<Variant>> {
+    let mut makers: Vec<Maker> = Vec::new();
+    for kind in &choice.kinds {
+        if !makers.iter().any(|maker| std::ptr::fn_addr_eq(*maker, kind.maker)) {
+            makers.push(kind.maker);
+        }
+    }
+    let mut variants = Vec::new();
+    for maker in makers {
+        machine::go_on()?;
+        variants.extend(maker(lab)?);
+    }
+    let place = |variant: &Variant| choice.kinds.iter().position(|kind| kind.id == variant.id);
+    variants.retain(|variant| place(variant).is_some());
+    variants.sort_by_key(place);
+    Ok(variants)
+}
+
+fn measure(
+    measures: &[&'static Measure],
+    variants: &[Variant],
+    effort: Effort,
+    rounds: usize,
+) -> Result<Samples> {
+    let steps = |measure: &&'static Measure| variants.iter().filter(|v| measure.is_of(v)).count();
+    let mut progress = Progress::of(rounds * measures.iter().map(steps).sum::<usize>());
+    let mut samples = Samples::default();
+    for round in 0..rounds {
+        progress.round(round, rounds);
+        for measure in measures {
+            let mut variants: Vec<_> = variants.iter().filter(|v| measure.is_of(v)).collect();
+            if round % 2 == 1 {
+                variants.reverse();
+            }
+            for variant in variants {
+                machine::go_on()?;
+                progress.step(&format!("{}, {}", measure.title, variant.id));
+                let value = match measure.take(variant, effort) {
+                    Err(error) => {
+                        machine::go_on()?;
+                        eprintln!("\rbench: once more: {error:#}");
+                        measure.take(variant, effort)?
+                    }
+                    Ok(value) => value,
+                };
+                let (measure, variant) = (measure.id, variant.id);
+                samples.0.push(Sample { round, measure, variant, value });
+            }
+        }
+    }
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(only: &[&str]) -> (Vec<&'static str>, Vec<&'static str>) {
+        let only: Vec<_> = only.iter().map(|name| (*name).to_owned()).collect();
+        let choice = Choice::of(&only).unwrap();
+        let measures = choice.measures.iter().map(|measure| measure.id).collect();
+        (measures, choice.kinds.iter().map(|kind| kind.id).collect())
+    }
+
+    #[test]
+    fn a_variant_brings_its_base() {
+        let (measures, kinds) = ids(&["bridge", "udp"]);
+        assert_eq!(measures, ["udp"]);
+        assert_eq!(kinds, ["raw", "bridge"]);
+    }
+
+    #[test]
+    fn naming_no_measure_means_all() {
+        let (measures, kinds) = ids(&["bridge-same"]);
+        assert_eq!(measures.len(), MEASURES.len());
+        assert_eq!(kinds, ["bridge-same"]);
+        assert_eq!(ids(&[]).1.len(), VARIANTS.len());
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_those_that_are() {
+        let error = Choice::of(&["warp".to_owned()]).err().unwrap().to_string();
+        assert!(error.contains("warp") && error.contains("udp") && error.contains("bridge"));
+    }
+}

@@ -1,0 +1,193 @@
+//! The results for people: tables at the prompt and in Markdown, and all figures as JSON.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::goals::{GOALS, Goal, Reached};
+use super::measures::{MEASURES, Measure};
+use super::programs::Program;
+use super::stats::Summary;
+use super::table::{Row, figure, ratio, tables};
+use super::{Options, Run, VARIANTS, svg};
+use crate::command::checkout;
+
+/// Prints the results and writes them down. Those of a whole run become part of the
+/// documentation; others lie beside what was built.
+pub(super) fn all(run: &Run, options: &Options) -> Result<()> {
+    let whole = !options.quick && options.only.is_empty();
+    let directory = checkout().join(if whole { "agent/docs/bench" } else { "target/bench" });
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    };
+    fs::create_dir_all(&directory)?;
+    write("results.md", &markdown(run))?;
+    write("results.svg", &svg::picture(&run.samples))?;
+    if let Some(path) = &options.json {
+        fs::write(path, as_json(run)).with_context(|| format!("write {}", path.display()))?;
+    }
+    print!("{}", plain(run));
+    println!("\nWritten to {}: results.md, results.svg", shown(&directory));
+    Ok(())
+}
+
+fn shown(path: &Path) -> std::path::Display<'_> {
+    path.strip_prefix(checkout()).unwrap_or(path).display()
+}
+
+fn direction(measure: &Measure) -> &'static str {
+    if measure.less_is_better { "less is better" } else { "more is better" }
+}
+
+/// What is said of a goal: measured, and reached.
+fn judgement(goal: &Goal, run: &Run) -> (String, &'static str) {
+    match goal.measured(&run.samples) {
+        None => ("not measured".to_owned(), ""),
+        Some(summary) => (ratio(summary), goal.reached(summary.median).word()),
+    }
+}
+
+/// How steady the machine was: the spread of the bare wire's own figures.
+fn noise(run: &Run) -> String {
+    let spread = |id: &str| {
+        let Summary { median, p10, p90, .. } = Summary::of(&run.samples.values(id, "raw"))?;
+        Some(format!(
+            "{id} {:+.0}/{:+.0} %",
+            (p10 / median - 1.0) * 1e2,
+            (p90 / median - 1.0) * 1e2
+        ))
+    };
+    let spreads: Vec<_> = ["udp", "cost", "rtt", "connections", "tcp1", "tcp2"]
+        .into_iter()
+        .filter_map(spread)
+        .collect();
+    let load = run.load;
+    let busy = if load > 0.5 { "The machine was busy with other work too: " } else { "" };
+    format!(
+        "{busy}load {load:.1} before the run; spread (p10/p90) of the bare wire's own figures over \
+         the rounds: {}.",
+        if spreads.is_empty() { "not measured".to_owned() } else { spreads.join(", ") }
+    )
+}
+
+fn plain(run: &Run) -> String {
+    let mut text = String::new();
+    for (measure, rows) in tables(&run.samples) {
+        let _ = writeln!(text, "\n{} ({})", measure.title, direction(measure));
+        for Row { kind, value, ratio: r } in rows {
+            let (value, ratio) =
+                (figure(value.median, measure.unit), r.map_or(String::new(), ratio));
+            let _ = writeln!(text, "  {:28} {value:>14}   {ratio}", kind.title);
+        }
+    }
+    let _ = writeln!(text, "\nGoals of the eBPF datapath (median of {} rounds)", run.rounds);
+    for goal in GOALS {
+        let (measured, reached) = judgement(goal, run);
+        let aims = format!("{:.2} / {:.2}", goal.ambitious, goal.stretch);
+        let _ = writeln!(text, "  {:44} {measured:18} of {aims:12} {reached}", goal.title);
+    }
+    if !run.programs.is_empty() {
+        let _ = writeln!(text, "\neBPF programs while small packets are sent (ns per run)");
+    }
+    for Program { variant, name, nanoseconds, .. } in &run.programs {
+        let _ = writeln!(text, "  {variant:12} {name:28} {nanoseconds:>5.0}");
+    }
+    let _ = writeln!(text, "\n{}", noise(run));
+    text
+}
+
+fn markdown(run: &Run) -> String {
+    let machine = &run.machine;
+    let mut text = format!(
+        "# Measured\n\n\
+         `{}` on {}: {}, {} CPUs, Linux {}, commit {}.\n\n\
+         Medians of {} rounds. Every variant is measured in every round, the order reversed each \
+         round; a ratio is the median of the ratios within the rounds, with the tenth and the \
+         ninetieth percentile. {}\n\n\
+         Client and server are pinned: on one CPU both share it, so the figure is what the whole \
+         path costs; on two CPUs each has its own. TCP uses cubic. The wire is a veth pair.\n\n\
+         ![Ratios to the bare wire](results.svg)\n\n\
+         ## Goals of the eBPF datapath\n\n\
+         | ratio | measured | ambitious | stretch | limit seen | reached |\n|---|---|---|---|---|---|\n",
+        run.command,
+        machine.date,
+        machine.cpu,
+        machine.cpus,
+        machine.kernel,
+        machine.commit,
+        run.rounds,
+        noise(run),
+    );
+    for goal in GOALS {
+        let (measured, reached) = judgement(goal, run);
+        let reached = if reached == Reached::Missed.word() {
+            "**missed**".to_owned()
+        } else {
+            reached.to_owned()
+        };
+        let Goal { title, ambitious, stretch, limit, .. } = goal;
+        let _ = writeln!(
+            text,
+            "| {title} | {measured} | {ambitious:.2} | {stretch:.2} | {limit} | {reached} |"
+        );
+    }
+    for (measure, rows) in tables(&run.samples) {
+        let _ = write!(
+            text,
+            "\n## {} ({})\n\n| variant | median | ratio | compared with |\n|---|---|---|---|\n",
+            measure.title,
+            direction(measure)
+        );
+        for Row { kind, value, ratio: r } in rows {
+            let value = figure(value.median, measure.unit);
+            let base =
+                VARIANTS.iter().find(|base| base.id == kind.base).map_or("", |base| base.title);
+            let (ratio, base) = r.map_or((String::new(), ""), |r| (ratio(r), base));
+            let _ = writeln!(text, "| {} | {value} | {ratio} | {base} |", kind.title);
+        }
+    }
+    if !run.programs.is_empty() {
+        text += "\n## Programs\n\nTime per run while small packets are sent, as the kernel counts \
+                 it; counting adds some.\n\n| variant | program | ns per run |\n|---|---|---|\n";
+    }
+    for Program { variant, name, nanoseconds, .. } in &run.programs {
+        let _ = writeln!(text, "| {variant} | `{name}` | {nanoseconds:.0} |");
+    }
+    text
+}
+
+fn as_json(run: &Run) -> String {
+    let machine = &run.machine;
+    let samples: Vec<_> = run
+        .samples
+        .0
+        .iter()
+        .map(|s| json!({"round": s.round, "measure": s.measure, "variant": s.variant, "value": s.value}))
+        .collect();
+    let programs: Vec<_> = run
+        .programs
+        .iter()
+        .map(|p| json!({"variant": p.variant, "name": p.name, "runs": p.runs, "ns": p.nanoseconds}))
+        .collect();
+    let units: serde_json::Map<_, _> = MEASURES
+        .iter()
+        .map(|measure| (measure.id.to_owned(), json!(format!("{:?}", measure.unit))))
+        .collect();
+    let value = json!({
+        "command": run.command,
+        "date": machine.date,
+        "kernel": machine.kernel,
+        "cpu": machine.cpu,
+        "cpus": machine.cpus,
+        "commit": machine.commit,
+        "load_before": run.load,
+        "units": units,
+        "programs": programs,
+        "samples": samples,
+    });
+    format!("{value:#}\n")
+}
