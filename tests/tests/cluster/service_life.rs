@@ -304,10 +304,11 @@ fn in_a_terminal() {
     let n2 = cluster.node(2);
     let ask = ask_all(&cluster).lines().next().expect("three").to_owned();
 
-    // Ctrl-C is for us: first it is drained.
+    // Ctrl-C is for us: first it is drained. The shell waits without a child: one that dies of
+    // Ctrl-C may end it before its trap runs.
     let script = format!(
-        "trap '({ask}) | grep -q draining.:true || exit 9; exit 5' INT; echo ready; \
-         while :; do sleep 0.1; done"
+        "exec 3<> <(:); trap '({ask}) | grep -q draining.:true || exit 9; exit 5' INT; \
+         echo ready; while :; do read -rt 1 -u 3; done"
     );
     let run = "netagent run --service web -- bash -c";
     let mut terminal = Terminal::start(n2, &format!("{run} {script:?}"));
