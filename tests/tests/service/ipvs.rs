@@ -1,6 +1,6 @@
-//! What `ipvsadm` shows on a client's node is what goes on. All backends are on the manager's
-//! node, which is never taken for dead: on a slow machine the others may be, for a moment,
-//! and then get no new connections.
+//! What `ipvsadm` shows on a client's node is what goes on. But for the first test, all backends
+//! are on the manager's node, which is never taken for dead: on a slow machine the others may
+//! be, for a moment, and then get no new connections.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -75,7 +75,8 @@ fn numbers(connections: &BTreeMap<String, Vec<Connection>>) -> Vec<(&str, usize)
     connections.iter().map(|(name, open)| (name.as_str(), open.len())).collect()
 }
 
-/// Three hundred connections, a hundred to each backend; IPVS counts those that are open.
+/// Three hundred connections, a hundred to the backend of each node; IPVS counts those that are
+/// open.
 #[test]
 fn its_counts_are_the_connections() {
     let cluster = cluster();
@@ -83,7 +84,7 @@ fn its_counts_are_the_connections() {
     if !has_ipvs("its_counts_are_the_connections", &cluster) {
         return;
     }
-    let backends = [1, 2, 3].map(|n| backend(&cluster, 1, &format!("b{n}"), &[]));
+    let backends = [1, 2, 3].map(|n| backend(&cluster, n, &format!("b{n}"), &[]));
     let all: Vec<_> = backends.iter().collect();
     let node = cluster.node(3);
     let client = client(&cluster, 3);
