@@ -3,7 +3,9 @@
 //! some of these targets on another kernel.
 //!
 //! A test that cannot run here prints a line `SKIP: name: reason` and returns; it is
-//! counted as skipped and named again at the end.
+//! counted as skipped and named again at the end. One that fails on this machine's kernel, with
+//! real processes and packets, is run once more by itself: if it passes then it counts as
+//! passed, and is named at the end as unstable.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -39,21 +41,30 @@ pub fn run(suites: &[String]) -> Result<bool> {
     if is_wanted(UNIT) {
         count.run(cargo().args(["test", "--no-fail-fast"]))?;
     }
-    let targets: Vec<_> = known.iter().filter(|s| *s != UNIT && *s != VM && is_wanted(s)).collect();
-    if !targets.is_empty() {
-        let mut test = cargo();
-        test.args(["test", "--package", "netagent-tests", "--no-fail-fast"]);
-        for target in targets {
-            test.args(["--test", target]);
+    for target in known.iter().filter(|s| *s != UNIT && *s != VM && is_wanted(s)) {
+        count.run(&mut rooted(target, &[]))?;
+        let failed = std::mem::take(&mut count.failures);
+        if !failed.is_empty() {
+            count.again(&mut rooted(target, &failed), failed)?;
         }
-        // One at a time: they share the machine, and a skip says why in its output.
-        count.run(test.args(["--", "--test-threads=1", "--show-output"]))?;
     }
     if is_wanted(VM) {
         vm::usual(&mut count);
     }
     count.show();
     Ok(count.failed == 0)
+}
+
+/// Runs a target of the `tests` crate; only `tests` of it if there are any.
+fn rooted(target: &str, tests: &[String]) -> Command {
+    let mut test = cargo();
+    test.args(["test", "--package", "netagent-tests", "--test", target]);
+    // One at a time: they share the machine, and a skip says why in its output.
+    test.args(["--", "--test-threads=1", "--show-output"]);
+    if !tests.is_empty() {
+        test.arg("--exact").args(tests);
+    }
+    test
 }
 
 /// Names of all suites.
@@ -90,8 +101,14 @@ pub(crate) struct Count {
     pub(crate) at: Option<String>,
     /// `name: reason` of tests that said they cannot run here; cargo has them as passed.
     skips: Vec<String>,
+    /// Tests of the last run that failed.
+    failures: Vec<String>,
+    /// Tests that failed and then passed.
+    unstable: Vec<String>,
     /// Within what tests that passed have printed.
     in_successes: bool,
+    /// Within what tests that failed have printed, or their names.
+    in_failures: bool,
 }
 
 impl Count {
@@ -113,6 +130,21 @@ impl Count {
             // It did not build, or a test process ended without a result.
             println!("`{}` failed: {status}", test.line());
             self.failed += 1;
+        }
+        Ok(())
+    }
+
+    /// Runs tests that have failed once more, by themselves.
+    fn again(&mut self, test: &mut Command, failed: Vec<String>) -> Result<()> {
+        let mut second = Self::default();
+        second.run(test)?;
+        let passed: Vec<_> =
+            failed.into_iter().filter(|name| !second.failures.contains(name)).collect();
+        // A run that broke off says nothing of any of them.
+        if second.finished() > 0 && second.failed == second.failures.len() {
+            self.failed -= passed.len();
+            self.passed += passed.len();
+            self.unstable.extend(passed);
         }
         Ok(())
     }
@@ -146,7 +178,15 @@ impl Count {
             let at = self.at.iter().map(|at| format!(" (Linux {at})"));
             self.skips.push(std::iter::once(skip.to_owned()).chain(at).collect());
         }
+        // The last list of failures in a run is of their names alone, four spaces before each.
+        if line == "failures:" {
+            self.failures.clear();
+            self.in_failures = true;
+        } else if let Some(name) = line.strip_prefix("    ").filter(|_| self.in_failures) {
+            self.failures.push(name.to_owned());
+        }
         let Some(result) = line.strip_prefix("test result: ") else { return };
+        self.in_failures = false;
         let number = |what: &str| -> usize {
             let words: Vec<&str> = result.split([' ', ';']).collect();
             let at = words.iter().position(|word| *word == what);
@@ -165,6 +205,12 @@ impl Count {
         }
         for skip in skips {
             println!("  {skip}");
+        }
+        if !self.unstable.is_empty() {
+            println!("\nunstable (failed, then passed):");
+        }
+        for name in &self.unstable {
+            println!("  {name}");
         }
         let passed = passed.saturating_sub(skips.len());
         let skipped = ignored + skips.len();
@@ -229,6 +275,27 @@ mod tests {
         let lines = ["SKIP: encrypted: this kernel has no ESP (CONFIG_INET_ESP)", "a SKIP: b"];
         let skip = "encrypted: this kernel has no ESP (CONFIG_INET_ESP)".to_owned();
         assert_eq!(count(&lines), (0, 0, 0, vec![skip]));
+    }
+
+    #[test]
+    fn tests_that_pass_at_the_second_time_are_named() {
+        let run = |lines: &str| {
+            let mut test = Command::new("printf");
+            test.arg(lines);
+            test
+        };
+        let failed = "    noise\nfailures:\n\n---- a stdout ----\n    noise\n\nfailures:\n    \
+                      a::b\n    c\n\ntest result: FAILED. 5 passed; 2 failed;\n    noise\n";
+        let mut count = Count::default();
+        count.run(&mut run(failed)).unwrap();
+        assert_eq!(count.failures, ["a::b", "c"]);
+        let failures = std::mem::take(&mut count.failures);
+        let second = "failures:\n    c\n\ntest result: FAILED. 1 passed; 1 failed;\n";
+        count.again(&mut run(second), failures.clone()).unwrap();
+        assert_eq!((count.passed, count.failed), (6, 1));
+        assert_eq!(count.unstable, ["a::b"]);
+        count.again(&mut run("broken off"), failures).unwrap();
+        assert_eq!((count.passed, count.failed), (6, 1));
     }
 
     #[test]
