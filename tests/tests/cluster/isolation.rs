@@ -1,6 +1,7 @@
 //! Networks do not see each other; an endpoint speaks as itself only.
 
 use netagent_tests::lab::{LAYOUTS, Workload, eventually, must, packets, three};
+use nix::sys::signal::Signal;
 use xtask::node::{Datapath, Shell as _};
 
 /// ```text
@@ -50,15 +51,26 @@ fn an_endpoint_cannot_speak_as_another() {
     let honest = Workload::start(cluster.node(2), &["--network", "net1", "--name", "honest"]);
     let liar = Workload::start(cluster.node(1), &["--network", "net1", "--name", "liar"]);
     assert!(liar.pings(&honest.ip(), 56));
+    // An agent that runs would put address and MAC right again.
+    let agent = cluster.node(1).agent().expect("an agent");
+    let unseen = |lie: &dyn Fn()| {
+        agent.signal(Signal::SIGSTOP).expect("a signal");
+        lie();
+        agent.signal(Signal::SIGCONT).expect("a signal");
+    };
     let before = packets(cluster.node(1), "drop_spoofed_address");
-    liar.run(&["ip", "address", "add", "10.0.0.77/24", "dev", "eth0"]);
-    let spoofed = liar.exec(&["ping", "-n", "-c", "2", "-W", "1", "-I", "10.0.0.77", &honest.ip()]);
-    assert!(!spoofed.status.success());
+    unseen(&|| {
+        liar.run(&["ip", "address", "add", "10.0.0.77/24", "dev", "eth0"]);
+        let ping = ["ping", "-n", "-c", "2", "-W", "1", "-I", "10.0.0.77", &honest.ip()];
+        assert!(!liar.exec(&ping).status.success());
+        liar.run(&["ip", "address", "del", "10.0.0.77/24", "dev", "eth0"]);
+    });
     assert!(packets(cluster.node(1), "drop_spoofed_address") > before);
-    liar.run(&["ip", "address", "del", "10.0.0.77/24", "dev", "eth0"]);
-    liar.run(&["ip", "link", "set", "eth0", "address", "02:00:00:00:00:01"]);
     let before = packets(cluster.node(1), "drop_spoofed_mac");
-    assert!(!liar.pings(&honest.ip(), 56));
+    unseen(&|| {
+        liar.run(&["ip", "link", "set", "eth0", "address", "02:00:00:00:00:01"]);
+        assert!(!liar.pings(&honest.ip(), 56));
+    });
     assert!(packets(cluster.node(1), "drop_spoofed_mac") > before);
 }
 
