@@ -34,14 +34,11 @@ pub(super) async fn watch(
 ) -> impl IntoResponse {
     let mut alive = interval(ALIVE);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let watcher = Watcher { identity, snapshots: app.cluster.subscribe(), last: None, over: false };
+    let watcher = Watcher { identity, snapshots: app.cluster.subscribe(), last: None };
     let events = stream::unfold((watcher, alive), |(mut watcher, mut alive)| async move {
-        if watcher.over {
-            return None;
-        }
-        let event = match watcher.first() {
-            Some(event) => event,
-            None => tokio::select! {
+        let event = match watcher.last {
+            None => watcher.next()?,
+            Some(_) => tokio::select! {
                 // A change goes before a sign of life.
                 biased;
                 changed = watcher.snapshots.changed() => {
@@ -63,41 +60,25 @@ struct Watcher {
     snapshots: Receiver<Arc<Snapshot>>,
     /// What the reader has.
     last: Option<Arc<Snapshot>>,
-    /// The reader has been told that it is no member any more.
-    over: bool,
 }
 
 impl Watcher {
-    fn first(&mut self) -> Option<WatchEvent> {
-        if self.last.is_some() {
-            return None;
-        }
-        Some(self.whole())
-    }
-
-    /// What leads to the newest snapshot. None ends the stream of another node: this
-    /// one has left the cluster that they were both in.
+    /// What leads to the newest snapshot. None ends the stream of another node: this one
+    /// has left the cluster that they were both in, or that one is no member any more, and
+    /// is told nothing of what came after, however late it reads.
     fn next(&mut self) -> Option<WatchEvent> {
         let new = self.snapshots.borrow_and_update().clone();
-        let same_cluster = self.last.as_ref().is_some_and(|old| old.cluster == new.cluster);
-        if let Identity::Node { id, .. } = &self.identity {
-            if !same_cluster {
-                return None;
-            }
-            self.over = !new.nodes.contains_key(id);
+        let old = self.last.replace(new.clone());
+        let same_cluster = old.as_ref().is_none_or(|old| old.cluster == new.cluster);
+        if let Identity::Node { id, .. } = &self.identity
+            && !(same_cluster && new.nodes.contains_key(id))
+        {
+            return None;
         }
-        match self.last.replace(new.clone()) {
-            Some(old) if same_cluster => {
-                Some(WatchEvent::Delta { revision: new.revision, changes: between(&old, &new) })
-            }
-            _ => Some(self.whole()),
-        }
-    }
-
-    fn whole(&mut self) -> WatchEvent {
-        let snapshot = self.snapshots.borrow_and_update().clone();
-        self.last = Some(snapshot.clone());
-        WatchEvent::Snapshot { snapshot: Snapshot::clone(&snapshot) }
+        Some(match old.filter(|_| same_cluster) {
+            Some(old) => WatchEvent::Delta { revision: new.revision, changes: between(&old, &new) },
+            None => WatchEvent::Snapshot { snapshot: Snapshot::clone(&new) },
+        })
     }
 
     fn revision(&self) -> u64 {

@@ -48,11 +48,24 @@ pub(super) fn desired(snapshot: &Snapshot, workloads: &[Workload], me: &Me) -> S
         );
         inside::configure(&mut state, workload, attachment, network);
     }
-    if !state.is_empty() {
-        state.insert(Key::Namespace(namespace), Value::Present);
+    if state.is_empty() {
+        return state;
     }
+    state.insert(Key::Namespace(namespace), Value::Present);
     outward.sort();
     egress(&mut state, me, &bridges, &outward, cluster.data_path_port);
+    let masquerade = (!outward.is_empty())
+        .then(|| format!("ip saddr {EGRESS_IP} oifname != \"{LINK_PREFIX}*\""));
+    // The kernel's vxlan device takes packets from anybody.
+    state.insert(
+        Key::Nftables(Ns::Host),
+        Value::Ruleset(ruleset::guarded(
+            cluster.data_path_port,
+            &snapshot.nodes.values().map(|n| n.address).collect(),
+            &ruleset::only_replies(&format!("{LINK_PREFIX}*")),
+            masquerade,
+        )),
+    );
     state
 }
 
@@ -139,12 +152,5 @@ fn egress(state: &mut State, me: &Me, bridges: &Ns, outward: &[String], port: u1
     state.insert(
         Key::Nftables(bridges.clone()),
         Value::Ruleset(ruleset::table(&isolation, [format!("oifname \"{EGRESS}\"")])),
-    );
-    state.insert(
-        Key::Nftables(Ns::Host),
-        Value::Ruleset(ruleset::table(
-            &ruleset::only_replies(&format!("{LINK_PREFIX}*")),
-            [format!("ip saddr {EGRESS_IP} oifname != \"{LINK_PREFIX}*\"")],
-        )),
     );
 }

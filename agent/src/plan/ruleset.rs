@@ -1,7 +1,9 @@
 //! Our nftables table as text, in the very form in which `nft -s list table`
 //! prints it, so that what is wanted and what is observed compare as they are.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::net::Ipv4Addr;
 
 use super::state::NFT_TABLE;
 
@@ -11,7 +13,35 @@ pub(super) fn table(
     forward: &[impl Display],
     masquerade: impl IntoIterator<Item = impl Display>,
 ) -> String {
-    let mut text = format!("table ip {NFT_TABLE} {{\n");
+    table_with("", forward, masquerade)
+}
+
+/// As [`table`], with a chain for packets to the host itself: VXLAN on `port` must come
+/// from `members`.
+pub(super) fn guarded(
+    port: u16,
+    members: &BTreeSet<Ipv4Addr>,
+    forward: &[impl Display],
+    masquerade: impl IntoIterator<Item = impl Display>,
+) -> String {
+    let members: Vec<_> = members.iter().map(Ipv4Addr::to_string).collect();
+    let members = match &members[..] {
+        // Versions of nft differ in how they print a set of one.
+        [one] => one.clone(),
+        all => format!("{{ {} }}", all.join(", ")),
+    };
+    let mut input = "\tchain input {\n".to_owned();
+    input += "\t\ttype filter hook input priority filter; policy accept;\n";
+    input += &format!("\t\tudp dport {port} ip saddr != {members} counter drop\n\t}}\n\n");
+    table_with(&input, forward, masquerade)
+}
+
+fn table_with(
+    input: &str,
+    forward: &[impl Display],
+    masquerade: impl IntoIterator<Item = impl Display>,
+) -> String {
+    let mut text = format!("table ip {NFT_TABLE} {{\n{input}");
     text += "\tchain forward {\n";
     text += "\t\ttype filter hook forward priority filter; policy accept;\n";
     for rule in forward {

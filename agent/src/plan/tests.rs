@@ -70,7 +70,10 @@ fn an_internal_network_has_no_way_out() {
         world.snapshot.networks.values_mut().for_each(|n| n.internal = true);
         let state = desired(&world.snapshot, &world.workloads, &world.me);
         assert_eq!(default_route(&state), None);
-        assert!(!state.keys().any(|k| matches!(k, Key::Nftables(_) | Key::Sysctl(..))));
+        assert!(!state.keys().any(|k| matches!(k, Key::Sysctl(..))));
+        assert!(
+            !state.values().any(|v| matches!(v, Value::Ruleset(r) if r.contains("masquerade")))
+        );
     }
 }
 
@@ -111,6 +114,24 @@ fn the_kernel_datapath_has_fdb_and_neighbours_for_what_is_remote_only() {
     assert_eq!(state.keys().filter(|k| matches!(k, Key::Fdb(..))).count(), 1);
     assert_eq!(state.get(&Key::Namespace(namespace)), Some(&Value::Present));
     assert!(!state.keys().any(|k| matches!(k, Key::Map(_) | Key::Hook(..))));
+}
+
+#[test]
+fn the_kernel_datapath_takes_vxlan_from_members_only() {
+    let mut world = two_nodes();
+    world.me.datapath = Datapath::Kernel;
+    let rule = |world: &fixture::World| {
+        let state = desired(&world.snapshot, &world.workloads, &world.me);
+        let Some(Value::Ruleset(rules)) = state.get(&Key::Nftables(Ns::Host)) else {
+            panic!("{state:?}")
+        };
+        let found = rules.lines().find(|line| line.contains("udp dport 4789 ip saddr"));
+        found.expect("a rule").trim().to_owned()
+    };
+    let two = "udp dport 4789 ip saddr != { 192.168.50.11, 192.168.50.12 } counter drop";
+    assert_eq!(rule(&world), two);
+    world.snapshot.nodes.retain(|id, _| *id == world.me.id);
+    assert_eq!(rule(&world), "udp dport 4789 ip saddr != 192.168.50.11 counter drop");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod garbage;
 mod isolation;
 mod names;
 mod plain_vxlan;
+mod removal;
 mod residue;
 mod run;
 mod scale;
