@@ -13,6 +13,7 @@ pub mod build;
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod faults;
 pub mod install;
 pub mod lint;
 mod membership;

@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use xtask::build::{self, Profile};
 use xtask::cluster::{self, Mix};
 use xtask::setup::{self, Need};
-use xtask::{bench, demo, install, lint, test, vagrant, vm};
+use xtask::{bench, demo, faults, install, lint, test, vagrant, vm};
 
 /// Builds, tries and tests netagent.
 #[derive(Parser)]
@@ -51,7 +51,8 @@ enum Command {
     },
     /// Runs the tests and counts them; the last line is `N passed, N failed, N skipped`
     Test {
-        /// Suites: unit, a target of the `tests` crate, or vm; all if none is named
+        /// Suites: unit, a target of the `tests` crate, or vm; all of these if none is named.
+        /// Besides, faults: what users notice of each, measured in 40 minutes
         suites: Vec<String>,
     },
     /// Runs tests on Debian's kernels, in machines of QEMU
@@ -81,6 +82,14 @@ enum Command {
     BenchWorker {
         #[command(subcommand)]
         work: bench::worker::Work,
+    },
+    /// Breaks a cluster in every way and measures what users notice; `test faults` is all of it
+    Faults(faults::Options),
+    /// Echoes lines and datagrams at a port
+    #[command(hide = true)]
+    LoadServer {
+        /// The port
+        port: u16,
     },
     /// Checks form and lints
     Lint,
@@ -167,6 +176,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench { verb: Some(Bench::Scale(options)), .. } => bench::scale::run(&options)?,
         Command::Bench { options, verb: None } => bench::run(&options)?,
         Command::BenchWorker { work } => bench::worker::run(&work)?,
+        Command::Faults(options) => faults::run(&options)?,
+        Command::LoadServer { port } => faults::serve(port)?,
         Command::Lint => lint::all()?,
     }
     Ok(true)

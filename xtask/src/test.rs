@@ -1,6 +1,6 @@
 //! `cargo xtask test`: runs the suites and counts. A suite is `unit` (all that needs
 //! no root), a test target of the `tests` crate, which needs root and the agent, or `vm`:
-//! some of these targets on another kernel.
+//! some of these targets on another kernel. `faults` is one only if it is named.
 //!
 //! A test that cannot run here prints a line `SKIP: name: reason` and returns; it is
 //! counted as skipped and named again at the end. One that fails on this machine's kernel, with
@@ -17,10 +17,12 @@ use anyhow::{Context, Result, bail};
 use crate::build::{self, Profile};
 use crate::command::{CommandExt, cargo, checkout};
 use crate::setup::{self, Need};
-use crate::vm;
+use crate::{faults, vm};
 
 const UNIT: &str = "unit";
 const VM: &str = "vm";
+/// Measured, and too long to be among all suites.
+const FAULTS: &str = "faults";
 
 /// Runs these suites; all if none is named. The last line says how many tests passed,
 /// failed and were skipped. Whether none failed.
@@ -34,6 +36,12 @@ pub fn run(suites: &[String]) -> Result<bool> {
         bail!("no suite {unknown}; there are {}", known.join(", "));
     }
     let is_wanted = |suite: &str| suites.is_empty() || suites.iter().any(|s| s == suite);
+    if suites.iter().any(|suite| suite == FAULTS) {
+        faults::run(&faults::Options::default())?;
+        if suites.len() == 1 {
+            return Ok(true);
+        }
+    }
     setup::ensure(if is_wanted(VM) { Need::Machines } else { Need::Hosts })?;
     build::all(Profile::Debug)?;
 
@@ -41,7 +49,8 @@ pub fn run(suites: &[String]) -> Result<bool> {
     if is_wanted(UNIT) {
         count.run(cargo().args(["test", "--no-fail-fast"]))?;
     }
-    for target in known.iter().filter(|s| *s != UNIT && *s != VM && is_wanted(s)) {
+    let others = [UNIT, VM, FAULTS];
+    for target in known.iter().filter(|s| !others.contains(&s.as_str()) && is_wanted(s)) {
         count.run(&mut rooted(target, &[]))?;
         let failed = std::mem::take(&mut count.failures);
         if !failed.is_empty() {
@@ -70,7 +79,7 @@ fn rooted(target: &str, tests: &[String]) -> Command {
 /// Names of all suites.
 fn known() -> Result<BTreeSet<String>> {
     let mut known = targets()?;
-    known.extend([UNIT, VM].map(str::to_owned));
+    known.extend([UNIT, VM, FAULTS].map(str::to_owned));
     Ok(known)
 }
 

@@ -14,7 +14,7 @@ mod classic;
 mod docker;
 mod goals;
 mod lab;
-mod machine;
+pub(crate) mod machine;
 mod measures;
 mod mesh;
 mod overlay;
