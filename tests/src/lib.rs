@@ -6,4 +6,5 @@ pub mod object;
 pub mod packet;
 pub mod prog;
 mod trampoline;
+pub mod verified;
 pub mod world;

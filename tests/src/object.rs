@@ -35,13 +35,9 @@ impl Object {
             nix::unistd::geteuid().is_root(),
             "these tests load eBPF programs: run them as root"
         );
-        let path = path();
-        let bytes = std::fs::read(&path).unwrap_or_else(|error| {
-            panic!("cannot read {}: {error}; run `cargo xtask build-ebpf`", path.display())
-        });
         let mut ebpf = EbpfLoader::new()
-            .load(&bytes)
-            .unwrap_or_else(|error| panic!("cannot load {}: {error:?}", path.display()));
+            .load(&read())
+            .unwrap_or_else(|error| panic!("cannot load {}: {error:?}", path().display()));
         for name in programs::ALL {
             verify(program(&mut ebpf, name))
                 .unwrap_or_else(|error| panic!("the kernel refuses {name}: {error:?}"));
@@ -201,7 +197,15 @@ pub fn moved(before: &[Count], after: &[Count]) -> Vec<(Counter, Count)> {
         .collect()
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
+/// The object file's bytes.
+pub(crate) fn read() -> Vec<u8> {
+    let path = path();
+    std::fs::read(&path).unwrap_or_else(|error| {
+        panic!("cannot read {}: {error}; run `cargo xtask build-ebpf`", path.display())
+    })
+}
+
+pub(crate) fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut SchedClassifier {
     let program = ebpf.program_mut(name).unwrap_or_else(|| panic!("the object has no {name}"));
     program.try_into().unwrap_or_else(|error| panic!("{name} is no tc program: {error}"))
 }

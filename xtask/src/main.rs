@@ -32,6 +32,8 @@ enum Command {
     },
     /// Builds the eBPF programs alone
     BuildEbpf,
+    /// Writes down what this kernel's verifier says of the programs (ebpf/verified.md)
+    Verified,
     /// Installs the release build, its manual, completions and systemd unit
     Install {
         /// Where to
@@ -157,6 +159,7 @@ fn run(command: Command) -> Result<bool> {
             build::all(Profile::of(release))?;
         }
         Command::BuildEbpf => build::ebpf()?,
+        Command::Verified => test::write_verified()?,
         Command::Install { prefix } => install::all(&prefix)?,
         Command::Cluster { verb } => match verb {
             Cluster::Up { nodes, datapath } => {

@@ -76,6 +76,19 @@ fn rooted(target: &str, tests: &[String]) -> Command {
     test
 }
 
+/// Writes down what the verifier says of the programs, which a test holds them against.
+///
+/// # Errors
+/// If they do not build or are refused.
+pub fn write_verified() -> Result<()> {
+    setup::ensure(Need::Hosts)?;
+    build::ebpf()?;
+    let mut write = cargo();
+    write.args(["run", "--quiet", "--package", "netagent-tests", "--bin", "verified", "write"]);
+    print!("{}", write.read()?);
+    Ok(())
+}
+
 /// Names of all suites.
 fn known() -> Result<BTreeSet<String>> {
     let mut known = targets()?;

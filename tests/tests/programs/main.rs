@@ -13,7 +13,7 @@ mod service_backend;
 mod service_client;
 mod service_hostile;
 mod service_lb;
-mod size;
+mod verified;
 
 use netagent_common::{Counter, VXLAN_PORT};
 use netagent_tests::packet::{Mac, Packet, ethernet};
