@@ -1,4 +1,4 @@
-//! `cargo xtask bench scale`: what grows with the number of endpoints that a node knows.
+//! What grows with the number of endpoints that a real agent knows, and what it costs itself.
 //!
 //! ```text
 //! n1 manager, gone after the start     n2 worker, workload a ── wire ── n3 worker, workload b
@@ -16,20 +16,18 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Args;
 use nix::unistd::{SysconfVar, sysconf};
 use serde_json::{Value, json};
 
-use super::lab::Lab;
-use super::machine::{self, Machine};
-use super::measures::{self, Effort, MEASURES};
-use super::stats::Summary;
-use super::{Variant, overlay};
+use super::super::lab::Lab;
+use super::super::machine;
+use super::super::measures::{self, Effort, MEASURES};
+use super::super::stats::Summary;
+use super::super::{Variant, overlay};
 use crate::build::{self, Profile};
-use crate::command::{CommandExt, checkout};
+use crate::command::CommandExt;
 use crate::node::{Datapath, Node, Shell};
 use crate::playground::{Playground, Topology};
-use crate::setup::{self, Need};
 use crate::wait::eventually;
 
 const NETWORK: &str = "scale";
@@ -43,17 +41,9 @@ const SNAPSHOT: &str = "data/snapshot.json";
 /// The workload that comes and goes.
 const AGAIN: &str = "again";
 
-/// What is to be measured.
-#[derive(Args, Debug)]
-pub struct Options {
-    /// Up to 1,000 endpoints, with the agent's debug build; the figures are rough
-    #[arg(long)]
-    quick: bool,
-}
-
 /// What was found with so many endpoints.
-struct Row {
-    endpoints: usize,
+pub(super) struct Row {
+    pub(super) endpoints: usize,
     /// From the start of an agent on an empty datapath until it had applied, in s.
     programmed: f64,
     /// Kernel memory of all maps, in bytes.
@@ -69,42 +59,21 @@ struct Row {
     idle: f64,
 }
 
-/// Measures and reports. All that was made for it is removed, also after ^C.
-///
-/// # Errors
-/// If something cannot be set up or measured.
-pub fn run(options: &Options) -> Result<()> {
-    setup::ensure(Need::Hosts)?;
-    let profile = if options.quick { Profile::Debug } else { Profile::Release };
-    let binary = build::all(profile)?;
-    machine::catch_interrupts()?;
-    let (sizes, seconds, repeats) = match options.quick {
-        true => (&[10, 100, 1_000][..], 2, 1),
-        false => (&[10, 100, 1_000, 10_000, 100_000][..], 65, 5),
+/// Measures it with each of these numbers of endpoints: idle agents for so many seconds, all
+/// else so often.
+pub(super) fn measure(profile: Profile, quick: bool) -> Result<Vec<Row>> {
+    let (sizes, seconds, repeats) = match quick {
+        true => (&[10, 1_000][..], 2, 1),
+        false => (&[10, 1_000, 10_000, 100_000][..], 65, 5),
     };
-    let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
-    let load = machine::load();
-    let rows = {
-        let topology = Topology { binary, ..Topology::test("scale", &[Datapath::Ebpf; 3]) };
-        let playground = Playground::up(&topology)?;
-        let lab = Lab::new()?;
-        let _session = machine::prefer_this_session()?;
-        let site = Site::new(&playground, &lab)?;
-        let one = |size: &usize| site.measure(*size, effort, seconds, repeats);
-        sizes.iter().map(one).collect::<Result<Vec<_>>>()?
-    };
-    let table = table(&rows);
-    println!("\n{table}");
-    if options.quick {
-        return Ok(());
-    }
-    let directory = checkout().join("agent/docs/bench");
-    fs::create_dir_all(&directory)?;
-    let path = directory.join("scale.md");
-    fs::write(&path, document(&Machine::this()?, load, &table))
-        .with_context(|| format!("write {}", path.display()))?;
-    println!("Written to {}", path.strip_prefix(checkout()).unwrap_or(&path).display());
-    Ok(())
+    let effort = if quick { Effort::QUICK } else { Effort::FULL };
+    let binary = build::binary(profile);
+    let topology = Topology { binary, ..Topology::test("scale", &[Datapath::Ebpf; 3]) };
+    let playground = Playground::up(&topology)?;
+    let lab = Lab::new()?;
+    let _session = machine::prefer_this_session()?;
+    let site = Site::new(&playground, &lab)?;
+    sizes.iter().map(|size| site.measure(*size, effort, seconds, repeats)).collect()
 }
 
 /// Two workers, with what their disks had when the manager was there.
@@ -245,7 +214,7 @@ fn map_memory(node: &Node) -> Result<u64> {
 }
 
 /// Time on a CPU that a process has had, in s.
-fn cpu_time(pid: i32) -> Result<f64> {
+pub(super) fn cpu_time(pid: i32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let ticks = || -> Option<f64> {
         let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
@@ -256,14 +225,15 @@ fn cpu_time(pid: i32) -> Result<f64> {
 }
 
 /// Resident memory of a process, in bytes.
-fn resident(pid: i32) -> Result<u64> {
+pub(super) fn resident(pid: i32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     Ok(kib.context("/proc/PID/status has no VmRSS")? << 10)
 }
 
-fn table(rows: &[Row]) -> String {
+/// The rows, and what they mean.
+pub(super) fn table(rows: &[Row]) -> String {
     let mut text = "| endpoints | into an empty node, s | one workload more, ms | maps, MiB | \
                     agent, MiB | agent idle, % of a CPU | packets, k/s | instructions per packet |\n\
                     |--:|--:|--:|--:|--:|--:|--:|--:|\n"
@@ -283,22 +253,12 @@ fn table(rows: &[Row]) -> String {
             row.packets / 1e3,
         );
     }
-    text
-}
-
-fn document(machine: &Machine, load: f64, table: &str) -> String {
-    format!(
-        "# What grows with the endpoints that a node knows\n\n\
-         `cargo xtask bench scale` on {}: {}, {} CPUs, Linux {}, commit {}; load {load:.1} before.\n\n\
-         {table}\n\
-         All endpoints are of one network that the node has a workload in, on another node. The \
-         manager is away: an agent that starts waits up to 3 s for it and then goes by its disk, \
-         which is in the first column of times. \"One workload more\" is `netagent run` of a \
-         command that does nothing, from the shell and back. Idle covers two full passes, in which \
-         the agent compares all of the kernel with what it wants. Packets are small UDP packets \
-         between two workloads on two nodes, two CPUs.\n",
-        machine.date, machine.cpu, machine.cpus, machine.kernel, machine.commit
-    )
+    text + "\nAll endpoints are of one network that the node has a workload in, on another node. The \
+           manager is away: an agent that starts waits up to 3 s for it and then goes by its disk, \
+           which is in the first column of times. \"One workload more\" is `netagent run` of a \
+           command that does nothing, from the shell and back. Idle covers two full passes, in \
+           which the agent compares all of the kernel with what it wants. Packets are small UDP \
+           packets between two workloads on two nodes, two CPUs.\n"
 }
 
 #[cfg(test)]
