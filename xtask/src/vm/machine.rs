@@ -16,7 +16,7 @@ use crate::setup::QEMU;
 
 /// Longest that a machine may take to come up, and that it may then say nothing.
 const BOOT: Duration = Duration::from_secs(60);
-const SILENCE: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_secs(900);
 /// Boots that may fail before their first process: some emulators lose a few.
 const BOOTS: usize = 5;
 
