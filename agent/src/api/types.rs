@@ -261,6 +261,15 @@ pub struct UpdateService {
     /// How the name resolves. From `dnsrr` to `vip` allocates addresses, the other way
     /// gives them back.
     pub endpoint_mode: Option<EndpointMode>,
+    /// Virtual address to have from now on; only for a service of one network.
+    #[schema(value_type = Option<String>)]
+    pub vip: Option<Ipv4Addr>,
+    /// Further names to resolve by.
+    #[serde(default)]
+    pub alias_add: Vec<Name>,
+    /// Aliases to resolve by no longer.
+    #[serde(default)]
+    pub alias_rm: Vec<Name>,
     /// Ports to publish in addition; one with the same published port, protocol and
     /// address replaces what is there.
     #[serde(default)]

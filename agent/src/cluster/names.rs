@@ -3,7 +3,7 @@
 
 use super::Error;
 use super::decide::list;
-use crate::model::{Name, Network, Snapshot};
+use crate::model::{Name, Network, Service, Snapshot};
 
 /// `tasks.NAME` are the backends of service NAME.
 const TASKS: &str = "tasks";
@@ -29,30 +29,25 @@ pub(super) fn for_workload<'a>(
     Ok(())
 }
 
-/// Whether a new service can have this name and these aliases on these networks.
+/// Whether a service, which may be there already, can have its names on its networks.
 ///
 /// # Errors
 /// If one is taken, naming by whom.
-pub(super) fn for_service(
-    snapshot: &Snapshot,
-    name: &Name,
-    aliases: &[Name],
-    networks: &[&Network],
-) -> Result<(), Error> {
-    if snapshot.services.values().any(|s| s.name == *name) {
-        return Err(Error::Conflict(format!("service {name} exists")));
+pub(super) fn for_service(snapshot: &Snapshot, service: &Service) -> Result<(), Error> {
+    let others = || snapshot.services.values().filter(|s| s.id != service.id);
+    if others().any(|s| s.name == service.name) {
+        return Err(Error::Conflict(format!("service {} exists", service.name)));
     }
-    let names = || [name].into_iter().chain(aliases);
-    if names().any(|n| n.as_str() == TASKS) {
+    if service.names().any(|n| n.as_str() == TASKS) {
         return Err(Error::Invalid(format!(
             "a service cannot be called {TASKS}: {TASKS}.NAME are the backends of service NAME"
         )));
     }
-    for network in networks {
-        let mut services = snapshot.services.values().filter(|s| s.is_on(&network.id));
-        let shared = |theirs: &Name| names().any(|own| own == theirs);
+    let shared = |theirs: &Name| service.names().any(|own| own == theirs);
+    for network in service.networks.iter().filter_map(|on| snapshot.networks.get(&on.network)) {
+        let mut there = others().filter(|s| s.is_on(&network.id));
         if let Some((other, name)) =
-            services.find_map(|s| s.names().find(|n| shared(n)).map(|n| (s, n)))
+            there.find_map(|s| s.names().find(|n| shared(n)).map(|n| (s, n)))
         {
             return Err(Error::Conflict(format!(
                 "name {name} means service {} on network {}: choose another",

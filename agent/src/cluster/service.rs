@@ -2,13 +2,14 @@
 //! clock, as [`decide`].
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 use super::decide::{self, Decision, find_network, find_service, list};
 use super::view::{self, View};
 use super::{Error, names, ports, task, validate};
 use crate::api::types::{CreateService, UpdateService};
-use crate::model::{EndpointMode, Network, Service, ServiceId, ServiceNetwork};
+use crate::model::{EndpointMode, Name, Network, Service, ServiceId, ServiceNetwork, Snapshot};
 use crate::store::Op;
 
 /// Networks of a service: the snapshot travels to every node.
@@ -19,14 +20,11 @@ const TIMES: RangeInclusive<u32> = 1..=31 * 24 * 3600;
 pub(super) fn create(view: &View, request: &CreateService) -> Decision<Service> {
     let snapshot = &*view.snapshot;
     let networks = networks(view, request)?;
-    let mut aliases = validate::aliases(&request.aliases)?;
-    aliases.retain(|alias| *alias != request.name);
-    names::for_service(snapshot, &request.name, &aliases, &networks)?;
     let on = networks.iter().map(|n| ServiceNetwork { network: n.id.clone(), vip: None });
     let mut service = Service {
         id: ServiceId::new(),
         name: request.name.clone(),
-        aliases,
+        aliases: vec![],
         networks: on.collect(),
         endpoint_mode: request.endpoint_mode,
         ports: vec![],
@@ -37,28 +35,12 @@ pub(super) fn create(view: &View, request: &CreateService) -> Decision<Service> 
         labels: request.labels.clone(),
         created: decide::now(),
     };
+    give_aliases(snapshot, &mut service, &request.aliases)?;
     check(&service)?;
     let last = ports::publish(snapshot, &mut service, &request.ports, view.last_port)?;
     ports::fit_mode(&service)?;
     let mut ops = ports_given(view, last);
-    match (request.vip, &networks[..]) {
-        (None, _) => ops.extend(give_addresses(view, &mut service)?),
-        (Some(vip), _) if service.endpoint_mode == EndpointMode::Dnsrr => {
-            return Err(Error::Invalid(format!(
-                "virtual address {vip}: a service of --endpoint-mode dnsrr has none"
-            )));
-        }
-        (Some(vip), [network]) => {
-            service.networks[0].vip = Some(decide::address(view, network, Some(vip))?);
-        }
-        (Some(vip), _) => {
-            return Err(Error::Invalid(format!(
-                "virtual address {vip} can be asked for on a service of one network; this one \
-                 is on {}",
-                networks.len()
-            )));
-        }
-    }
+    ops.extend(give_addresses(view, &mut service, request.vip)?);
     ops.push(view::put_service(&service));
     Ok((ops, service))
 }
@@ -95,13 +77,20 @@ pub(super) fn update(view: &View, name_or_id: &str, request: &UpdateService) -> 
     new.labels.retain(|key, _| !request.label_rm.contains(key));
     new.labels.extend(request.label_add.clone());
     new.endpoint_mode = request.endpoint_mode.unwrap_or(new.endpoint_mode);
+    if let Some(unknown) = request.alias_rm.iter().find(|alias| !new.aliases.contains(alias)) {
+        return Err(Error::NotFound(format!("service {} has no alias {unknown}", new.name)));
+    }
+    let mut aliases = std::mem::take(&mut new.aliases);
+    aliases.retain(|alias| !request.alias_rm.contains(alias));
+    aliases.extend(request.alias_add.iter().cloned());
+    give_aliases(snapshot, &mut new, &aliases)?;
     check(&new)?;
     ports::withdraw(&mut new, &request.publish_rm)?;
     let last = ports::publish(snapshot, &mut new, &request.publish_add, view.last_port)?;
     ports::fit_mode(&new)?;
     task::can_stay(snapshot, &new)?;
     let mut ops = ports_given(view, last);
-    ops.extend(give_addresses(view, &mut new)?);
+    ops.extend(give_addresses(view, &mut new, request.vip)?);
     if new != *old {
         ops.push(view::put_service(&new));
     }
@@ -147,9 +136,23 @@ fn check(service: &Service) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives the service the virtual addresses that its mode wants and it has not, and
-/// takes those away that it does not want.
-fn give_addresses(view: &View, service: &mut Service) -> Result<Vec<Op>, Error> {
+/// Gives the service these aliases, its own name excepted.
+fn give_aliases(snapshot: &Snapshot, service: &mut Service, given: &[Name]) -> Result<(), Error> {
+    service.aliases = validate::aliases(given)?;
+    service.aliases.retain(|alias| *alias != service.name);
+    names::for_service(snapshot, service)
+}
+
+/// Gives the service the virtual addresses that its mode wants and it has not, above all the
+/// one that is `asked` for, and takes those away that it does not want.
+fn give_addresses(
+    view: &View,
+    service: &mut Service,
+    asked: Option<Ipv4Addr>,
+) -> Result<Vec<Op>, Error> {
+    if let Some(vip) = asked {
+        ask_for(view, service, vip)?;
+    }
     let mut ops = vec![];
     for ServiceNetwork { network: id, vip } in &mut service.networks {
         match (service.endpoint_mode, &vip) {
@@ -164,6 +167,24 @@ fn give_addresses(view: &View, service: &mut Service) -> Result<Vec<Op>, Error> 
         }
     }
     Ok(ops)
+}
+
+fn ask_for(view: &View, service: &mut Service, vip: Ipv4Addr) -> Result<(), Error> {
+    match &mut service.networks[..] {
+        _ if service.endpoint_mode == EndpointMode::Dnsrr => Err(Error::Invalid(format!(
+            "virtual address {vip}: a service of --endpoint-mode dnsrr has none"
+        ))),
+        [on] if on.vip == Some(vip) => Ok(()),
+        [on] => {
+            let network = find_network(&view.snapshot, on.network.as_str())?;
+            on.vip = Some(decide::address(view, network, Some(vip))?);
+            Ok(())
+        }
+        all => Err(Error::Invalid(format!(
+            "virtual address {vip} can be asked for on a service of one network; this one is on {}",
+            all.len()
+        ))),
+    }
 }
 
 fn ports_given(view: &View, last: Option<u16>) -> Vec<Op> {

@@ -131,6 +131,9 @@ fn create_change_and_remove() {
         "*:8080->80/tcp, *:8081->80/tcp",
         "the rest stays"
     );
+    netagent(n1, "service update --alias-rm www --alias-add w web");
+    eventually("it has another alias", || clients[0].resolves(&["w"]) == vips[0]);
+    assert_eq!(clients[0].resolves(&["www"]), "");
     netagent(n1, "service update --publish-rm 80 --endpoint-mode dnsrr web");
     assert_eq!(line_of(n1, "web"), ["web", "dnsrr", "0/0"], "no port, no address");
 

@@ -1,5 +1,7 @@
 //! What becomes of connections when backends, settings and agents change.
 
+use std::net::Ipv4Addr;
+
 use aya::maps::{HashMap, Map, MapData};
 use netagent_common::{ABI_VERSION, Flow, FlowKey, maps};
 use netagent_tests::client::{Connection, inside};
@@ -32,6 +34,31 @@ fn draining_keeps_what_is_open() {
         eventually("it takes connections again", || open().backend == "drains");
         old.echo("still here").expect("an echo");
     });
+}
+
+/// A service gets another virtual address: clients find it there, and no longer at the old one.
+#[test]
+fn another_address() {
+    let cluster = cluster();
+    let old = service(&cluster, &["--vip", "10.0.0.77"]);
+    let _backend = backend(&cluster, 1, "b1", &[]);
+    let client = client(&cluster, 3);
+    let open = |vip| inside(&netns(&client), || Connection::open(at(vip)));
+    open(old).expect("a connection");
+    must(cluster.node(1).netagent(&["service", "update", "--vip", "10.0.0.78", "web"]));
+    open(Ipv4Addr::new(10, 0, 0, 78)).expect("a connection");
+    eventually("its name leads there", || client.resolves(&["web"]) == "10.0.0.78");
+    must(cluster.node(1).netagent(&[
+        "service",
+        "create",
+        "--name",
+        "next",
+        "--network",
+        "net1",
+        "--vip",
+        "10.0.0.77",
+    ]));
+    open(old).expect_err("nobody serves the next");
 }
 
 /// A client that only waits hears within a moment that its backend is gone, through the

@@ -1,5 +1,7 @@
 //! `netagent service update`.
 
+use std::net::Ipv4Addr;
+
 use clap::{ArgGroup, Args};
 
 use super::affinity::Affinity;
@@ -9,15 +11,16 @@ use crate::api::client::Client;
 use crate::api::types::UpdateService;
 use crate::cli::pairs::{pair, unique};
 use crate::cli::{duration, output, path};
-use crate::model::{EndpointMode, Prefer, Scheduler, Service};
+use crate::model::{EndpointMode, Name, Prefer, Scheduler, Service};
 
 /// Change a service
 ///
 /// What is named changes, on all nodes and at once; the rest stays. Connections that are
 /// established and not concerned go on. Prints the service's name. Works on a manager.
 ///
-/// A published port ends for new and for established connections alike when it is withdrawn.
-/// A scheduler or an affinity is for connections that are new.
+/// A published port ends for new and for established connections alike when it is withdrawn,
+/// and so does a virtual address that gives way to another. A scheduler or an affinity is for
+/// connections that are new.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("change").multiple(true).required(true),
@@ -44,6 +47,15 @@ pub(in crate::cli) struct Update {
     /// What its name resolves to: one virtual address, or all backends, shuffled (dnsrr)
     #[arg(long, group = "change", value_enum, value_name = "MODE")]
     endpoint_mode: Option<EndpointMode>,
+    /// Virtual address to have instead of its own
+    #[arg(long, group = "change", value_name = "ADDRESS")]
+    vip: Option<Ipv4Addr>,
+    /// Further name that resolves as its name does; repeatable
+    #[arg(long, group = "change", value_name = "NAME")]
+    alias_add: Vec<Name>,
+    /// Alias that is its name no longer; repeatable
+    #[arg(long, group = "change", value_name = "NAME")]
+    alias_rm: Vec<Name>,
     /// How a new connection finds its backend
     #[arg(long, group = "change", value_enum, value_name = "SCHEDULER")]
     scheduler: Option<Scheduler>,
@@ -69,6 +81,9 @@ impl Update {
         let path = path(&["services", &self.service]);
         let request = UpdateService {
             endpoint_mode: self.endpoint_mode,
+            vip: self.vip,
+            alias_add: self.alias_add,
+            alias_rm: self.alias_rm,
             publish_add: self.publish_add.into_iter().flat_map(|ports| ports.0).collect(),
             publish_rm: self.publish_rm.into_iter().map(|target| target.0).collect(),
             scheduler: self.scheduler,

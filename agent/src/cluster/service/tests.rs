@@ -148,12 +148,20 @@ fn update_service() -> impl Strategy<Value = UpdateService> {
         prop::option::of(mode()),
         prop::collection::vec(publish(), 0..3),
         prop::collection::vec(gone, 0..2),
+        prop::option::weighted(0.2, 0u8..24),
+        prop::collection::vec(name(), 0..2),
+        prop::collection::vec(name(), 0..2),
     )
-        .prop_map(|(endpoint_mode, publish_add, publish_rm)| UpdateService {
-            endpoint_mode,
-            publish_add,
-            publish_rm,
-            ..UpdateService::default()
+        .prop_map(|(endpoint_mode, publish_add, publish_rm, vip, alias_add, alias_rm)| {
+            UpdateService {
+                endpoint_mode,
+                vip: vip.map(address),
+                alias_add,
+                alias_rm,
+                publish_add,
+                publish_rm,
+                ..UpdateService::default()
+            }
         })
 }
 
@@ -423,6 +431,45 @@ fn a_node_with_the_kernels_datapath_runs_no_task_of_a_virtual_address() {
     assert_eq!(service.networks[0].vip, Some(Ipv4Addr::new(10, 0, 0, 3)));
     let refused = decide::create_endpoint(&view, &start("two")).unwrap_err().to_string();
     assert!(refused.contains("--endpoint-mode dnsrr"), "{refused}");
+}
+
+#[test]
+fn names_and_address_of_a_service_change() {
+    let (mut view, _) = cluster();
+    for name in ["a", "b"] {
+        let network = serde_json::from_value(json!({"name": name})).unwrap();
+        let ops = decide::create_network(&view, &network).unwrap().0;
+        commit(&mut view, ops);
+    }
+    for (name, networks) in [("w", json!(["a"])), ("x", json!(["a", "b"]))] {
+        let request = json!({"name": name, "networks": networks});
+        let ops = create(&view, &serde_json::from_value(request).unwrap()).unwrap().0;
+        commit(&mut view, ops);
+    }
+    let ask = |view: &View, service: &str, request: serde_json::Value| {
+        update(view, service, &serde_json::from_value(request).unwrap())
+    };
+    let own = view.snapshot.services.values().find(|s| s.name.as_str() == "w").unwrap();
+    let same = ask(&view, "w", json!({"vip": own.networks[0].vip, "alias_add": ["w"]})).unwrap();
+    assert_eq!((same.0.len(), &same.1), (0, own), "nothing changes");
+    let wanted = json!({"vip": "10.0.0.5", "alias_add": ["www", "web"]});
+    let (ops, changed) = ask(&view, "w", wanted).unwrap();
+    commit(&mut view, ops);
+    assert_eq!(changed.networks[0].vip, Some(Ipv4Addr::new(10, 0, 0, 5)));
+    let (_, changed) = ask(&view, "w", json!({"alias_rm": ["www"]})).unwrap();
+    assert_eq!(changed.aliases, ["web".parse().unwrap()]);
+    for (service, request, wanted) in [
+        ("w", json!({"alias_rm": ["x"]}), "service w has no alias x"),
+        ("w", json!({"alias_add": ["x"]}), "name x means service x on network a"),
+        ("x", json!({"alias_add": ["web"]}), "name web means service w on network a"),
+        ("w", json!({"alias_add": ["tasks"]}), "cannot be called tasks"),
+        ("x", json!({"vip": "10.0.0.6"}), "this one is on 2"),
+        ("w", json!({"vip": "10.0.0.1"}), "10.0.0.1"),
+        ("w", json!({"vip": "10.0.0.6", "endpoint_mode": "dnsrr"}), "dnsrr has none"),
+    ] {
+        let refused = ask(&view, service, request).unwrap_err().to_string();
+        assert!(refused.contains(wanted), "{refused}");
+    }
 }
 
 fn is_eligible(view: &View, id: &crate::model::EndpointId) -> bool {
