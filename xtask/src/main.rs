@@ -99,7 +99,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// What grows with the number of endpoints that a node knows; takes about ten minutes
+    /// Cost as endpoints, services, backends, flows and nodes grow; takes about twenty minutes
     Scale(bench::scale::Options),
 }
 

@@ -7,6 +7,7 @@ mod endpoints;
 pub mod error;
 pub mod extract;
 pub mod identity;
+mod lines;
 pub mod listen;
 mod networks;
 mod nodes;

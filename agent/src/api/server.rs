@@ -1,16 +1,17 @@
 //! The API's routes, one set for the unix socket and for TLS, each under the
 //! guard of its audience, and the OpenAPI document that is made from them.
 
-use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
+use axum::{Extension, Router};
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::ApiError;
+use super::lines::Lines;
 use super::this_node::{self, ThisNode};
 use super::{cluster, endpoints, identity, networks, nodes, services, watch, workloads};
 use crate::cluster::Cluster;
@@ -43,6 +44,7 @@ pub fn router(app: App) -> Router {
         )
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
+        .layer(Extension(Lines::default()))
         .layer(from_fn_with_state(app.clone(), identity::gate))
         .with_state(app)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
@@ -14,9 +14,9 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::identity::Identity;
+use super::lines::{Lines, encode};
 use super::server::App;
 use super::types::WatchEvent;
-use crate::cluster::between;
 use crate::model::Snapshot;
 
 /// How often a sign of life is sent when nothing changes.
@@ -31,12 +31,13 @@ const ALIVE: Duration = Duration::from_secs(1);
 pub(super) async fn watch(
     State(app): State<App>,
     Extension(identity): Extension<Identity>,
+    Extension(lines): Extension<Lines>,
 ) -> impl IntoResponse {
     let mut alive = interval(ALIVE);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let watcher = Watcher { identity, snapshots: app.cluster.subscribe(), last: None };
+    let watcher = Watcher { identity, lines, snapshots: app.cluster.subscribe(), last: None };
     let events = stream::unfold((watcher, alive), |(mut watcher, mut alive)| async move {
-        let event = match watcher.last {
+        let line = match watcher.last {
             None => watcher.next()?,
             Some(_) => tokio::select! {
                 // A change goes before a sign of life.
@@ -45,11 +46,9 @@ pub(super) async fn watch(
                     changed.ok()?;
                     watcher.next()?
                 }
-                _ = alive.tick() => WatchEvent::Alive { revision: watcher.revision() },
+                _ = alive.tick() => encode(&WatchEvent::Alive { revision: watcher.revision() }).ok()?,
             },
         };
-        let mut line = serde_json::to_vec(&event).ok()?;
-        line.push(b'\n');
         Some((Ok::<_, std::convert::Infallible>(line), (watcher, alive)))
     });
     ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(events))
@@ -57,6 +56,7 @@ pub(super) async fn watch(
 
 struct Watcher {
     identity: Identity,
+    lines: Lines,
     snapshots: Receiver<Arc<Snapshot>>,
     /// What the reader has.
     last: Option<Arc<Snapshot>>,
@@ -66,7 +66,7 @@ impl Watcher {
     /// What leads to the newest snapshot. None ends the stream of another node: this one
     /// has left the cluster that they were both in, or that one is no member any more, and
     /// is told nothing of what came after, however late it reads.
-    fn next(&mut self) -> Option<WatchEvent> {
+    fn next(&mut self) -> Option<Bytes> {
         let new = self.snapshots.borrow_and_update().clone();
         let old = self.last.replace(new.clone());
         let same_cluster = old.as_ref().is_none_or(|old| old.cluster == new.cluster);
@@ -75,10 +75,7 @@ impl Watcher {
         {
             return None;
         }
-        Some(match old.filter(|_| same_cluster) {
-            Some(old) => WatchEvent::Delta { revision: new.revision, changes: between(&old, &new) },
-            None => WatchEvent::Snapshot { snapshot: Snapshot::clone(&new) },
-        })
+        self.lines.between(old.filter(|_| same_cluster).as_ref(), &new).ok()
     }
 
     fn revision(&self) -> u64 {

@@ -1,9 +1,11 @@
-//! Identifiers: 16 characters of lower-case base32, random, one type per kind.
+//! Identifiers: 16 characters of lower-case base32, random, one type per kind. They are
+//! values of fixed size: a snapshot of a hundred thousand endpoints is copied and compared
+//! for every change.
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Length of every identifier in characters (80 bits of randomness).
 pub(crate) const ID_LEN: usize = 16;
@@ -17,26 +19,25 @@ const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 #[error("{0:?} is not an identifier: {ID_LEN} characters of a-z and 2-7 are")]
 pub struct InvalidId(String);
 
-fn random() -> String {
+fn random() -> [u8; ID_LEN] {
     let bytes: [u8; ID_LEN] = rand::random();
-    bytes.iter().map(|b| char::from(ALPHABET[usize::from(b & 31)])).collect()
+    bytes.map(|b| ALPHABET[usize::from(b & 31)])
 }
 
-fn check(text: &str) -> Result<(), InvalidId> {
-    if text.len() == ID_LEN && text.bytes().all(|b| ALPHABET.contains(&b)) {
-        Ok(())
-    } else {
-        Err(InvalidId(text.chars().take(64).collect()))
+fn check(text: &str) -> Result<[u8; ID_LEN], InvalidId> {
+    match text.as_bytes().try_into() {
+        Ok(bytes) if text.bytes().all(|b| ALPHABET.contains(&b)) => Ok(bytes),
+        _ => Err(InvalidId(text.chars().take(64).collect())),
     }
 }
 
 macro_rules! ids {
     ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {$(
         $(#[doc = $doc])+
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, utoipa::ToSchema)]
+        #[serde(try_from = "String")]
         #[schema(value_type = String)]
-        pub struct $name(String);
+        pub struct $name([u8; ID_LEN]);
 
         impl $name {
             /// A new random identifier.
@@ -49,46 +50,46 @@ macro_rules! ids {
             /// The identifier as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
-                &self.0
+                std::str::from_utf8(&self.0).expect("it was made of letters and digits")
             }
 
             /// Whether `text` means this identifier: all of it, or at least its
             /// first [`SHORT_ID_LEN`] characters, as tables show it.
             #[must_use]
             pub fn is_meant_by(&self, text: &str) -> bool {
-                text.len() >= SHORT_ID_LEN && self.0.starts_with(text)
+                text.len() >= SHORT_ID_LEN && self.as_str().starts_with(text)
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
+                f.pad(self.as_str())
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
         impl FromStr for $name {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                check(text).map(|()| Self(text.to_owned()))
+                check(text).map(Self)
             }
         }
 
         impl TryFrom<String> for $name {
             type Error = InvalidId;
             fn try_from(text: String) -> Result<Self, InvalidId> {
-                check(&text).map(|()| Self(text))
+                check(&text).map(Self)
             }
         }
 
-        impl From<$name> for String {
-            fn from(id: $name) -> Self {
-                id.0
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
             }
         }
     )+};

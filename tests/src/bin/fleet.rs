@@ -1,8 +1,8 @@
 //! Many agents in one process, each the real control plane over TLS and the real loop, over a
-//! kernel of memory: `fleet MANAGER TOKEN DIRECTORY NODES NETWORK SERVICE`. Each has one
-//! workload, a backend of the service. Says `ready` when all have it; from then on, whenever
-//! all have applied a newer revision: the revision, and when (CLOCK_MONOTONIC, in ns) the
-//! first, the middle one, and the last of them had.
+//! kernel of memory: `fleet MANAGER TOKEN DIRECTORY NODES NETWORK SERVICE`. The first few have a
+//! workload each, a backend of the service. Says `ready` when all have joined; from then on,
+//! whenever all have applied a newer revision: the revision, and when (CLOCK_MONOTONIC, in ns)
+//! the first, the middle one, and the last of them had.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -28,6 +28,9 @@ const FIRST: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 0);
 /// only so many connections at once.
 const JOINING: usize = 16;
 
+/// Nodes with a backend.
+const BACKENDS: usize = 10;
+
 /// Who has applied what, and when.
 type Applied = (usize, u64, i64);
 
@@ -51,13 +54,18 @@ async fn main() -> Result<()> {
         async move {
             let _turn = turns.acquire().await?;
             let cluster = start(number, directory, join).await?;
-            work(number, cluster, network, service, sender).await
+            let workloads = work(number, &cluster, sender)?;
+            if number < BACKENDS {
+                let workload = workload(number, &cluster, network, service).await?;
+                workloads.send_replace(Arc::new(vec![workload]));
+            }
+            anyhow::Ok((cluster, workloads))
         }
     });
-    let clusters = futures::future::try_join_all(all).await?;
+    let agents = futures::future::try_join_all(all).await?;
     println!("ready");
     tell(nodes, applied).await;
-    drop(clusters);
+    drop(agents);
     Ok(())
 }
 
@@ -83,14 +91,12 @@ async fn start(number: usize, data_dir: PathBuf, join: JoinRequest) -> Result<Cl
     Ok(cluster)
 }
 
-/// Runs a workload on a node, and its loop from then on.
-async fn work(
+/// Starts the loop of a node, over the workloads that it is told.
+fn work(
     number: usize,
-    cluster: Cluster,
-    network: &str,
-    service: &str,
+    cluster: &Cluster,
     sender: mpsc::UnboundedSender<Applied>,
-) -> Result<Cluster> {
+) -> Result<watch::Sender<Arc<Vec<Workload>>>> {
     let record = cluster.identity().context("a node that has joined is a member")?;
     let (workloads, workloads_seen) = watch::channel(Arc::default());
     let (me, me_seen) = watch::channel(Some(Me {
@@ -123,10 +129,7 @@ async fn work(
             let _ = sender.send((number, revision, now()));
         }
     });
-    let workload = workload(number, &cluster, network, service).await?;
-    workloads.send_replace(Arc::new(vec![workload]));
-    tokio::spawn(async move { workloads.closed().await });
-    Ok(cluster)
+    Ok(workloads)
 }
 
 async fn workload(

@@ -27,12 +27,44 @@ pub(super) fn all(run: &Run, options: &Options) -> Result<()> {
     fs::create_dir_all(&directory)?;
     write("results.md", &markdown(run))?;
     write("results.svg", &svg::picture(&run.samples))?;
+    if whole {
+        let path = checkout().join("README.md");
+        let reading = || format!("cannot bring {} up to date", path.display());
+        let text = fs::read_to_string(&path).with_context(reading)?;
+        let text = between(&text, &in_brief(run)).context("it has no place for figures");
+        fs::write(&path, text.with_context(reading)?).with_context(reading)?;
+    }
     if let Some(path) = &options.json {
         fs::write(path, as_json(run)).with_context(|| format!("write {}", path.display()))?;
     }
     print!("{}", plain(run));
     println!("\nWritten to {}: results.md, results.svg", shown(&directory));
     Ok(())
+}
+
+/// Begins and ends the figures in README.md.
+const MARKS: [&str; 2] = ["<!-- cargo xtask bench: -->\n", "<!-- :cargo xtask bench -->\n"];
+
+/// The text with `new` between the marks; none if it has no marks.
+fn between(text: &str, new: &str) -> Option<String> {
+    let (head, rest) = text.split_once(MARKS[0])?;
+    let (_, tail) = rest.split_once(MARKS[1])?;
+    Some([head, MARKS[0], new, MARKS[1], tail].concat())
+}
+
+/// The goals' ratios alone.
+fn in_brief(run: &Run) -> String {
+    let mut text = format!(
+        "`{}` on {}, {} rounds on {} CPUs, all variants in each round; ratios are medians of the \
+         rounds:\n\n| eBPF datapath, as a ratio | |\n|---|---|\n",
+        run.command, run.machine.date, run.rounds, run.machine.cpus
+    );
+    for goal in GOALS {
+        if let Some(summary) = goal.measured(&run.samples) {
+            let _ = writeln!(text, "| {} | {:.2} |", goal.title, summary.median);
+        }
+    }
+    text
 }
 
 fn shown(path: &Path) -> std::path::Display<'_> {
@@ -190,4 +222,23 @@ fn as_json(run: &Run) -> String {
         "samples": samples,
     });
     format!("{value:#}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_replaced_and_nothing_else() {
+        let text = format!("before\n{}old\n{}after\n", MARKS[0], MARKS[1]);
+        let expected = format!("before\n{}new\n{}after\n", MARKS[0], MARKS[1]);
+        assert_eq!(between(&text, "new\n").unwrap(), expected);
+        assert_eq!(between("no marks\n", "new\n"), None);
+    }
+
+    #[test]
+    fn the_readme_has_a_place_for_them() {
+        let readme = fs::read_to_string(checkout().join("README.md")).unwrap();
+        assert!(between(&readme, "").is_some());
+    }
 }

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ use crate::playground::{Playground, Topology};
 
 const NETWORK: &str = "fleet";
 const SERVICE: &str = "web";
+/// Where simulated nodes keep their files. Real ones have a disk each; these would wait for one
+/// another.
+const MEMORY: &str = "/dev/shm/netagent-fleet";
 /// Longest that one change may take to reach all.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a cluster is left alone before it is changed.
@@ -191,13 +195,14 @@ fn now() -> i64 {
 struct Fleet {
     process: Child,
     lines: Receiver<String>,
+    directory: PathBuf,
 }
 
 impl Fleet {
     /// Starts it in the manager's namespace, and waits until all have joined and have their task.
     fn start(helper: &Helper, manager: &Node, agents: usize) -> Result<Self> {
         let token = manager.read(&["netagent", "cluster", "join-token", "worker", "-q"])?;
-        let directory = manager.directory.join("fleet");
+        let directory = PathBuf::from(format!("{MEMORY}-{}", std::process::id()));
         fs::create_dir_all(&directory)?;
         let mut command = manager.command(&[&helper.path("fleet").to_string_lossy()]);
         command.arg(format!("{}:2377", manager.address)).arg(token.trim()).arg(&directory);
@@ -214,7 +219,7 @@ impl Fleet {
             }
         };
         std::thread::spawn(move || read(output));
-        let fleet = Self { process, lines };
+        let fleet = Self { process, lines, directory };
         let ready = fleet.lines.recv_timeout(PATIENCE * 5).context("the fleet does not come up")?;
         anyhow::ensure!(ready == "ready", "the fleet says {ready:?}");
         Ok(fleet)
@@ -225,6 +230,7 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -252,10 +258,10 @@ pub(super) fn table(rows: &[Row]) -> String {
         );
     }
     text + "\nFrom the start of `netagent service update --scheduler` until all nodes have it in \
-           their kernel, medians of the changes and the worst. Every node has a task of the \
-           service, and so programs each change. Real agents are three, in network namespaces; for \
-           them the command itself says when the last has it. Simulated ones share one process \
-           and the two CPUs with their manager: each has a control plane, a stream over TLS and \
-           a loop of its own, over a kernel of memory. What they take together is what a real \
+           their kernel, medians of the changes and the worst. The service is published and has \
+           ten tasks at most, so every node programs each change. Real agents are three, in network \
+           namespaces; for them the command itself says when the last has it. Simulated ones \
+           share one process and the two CPUs with their manager: each has a control plane, a \
+           stream over TLS and a loop of its own, over a kernel and a disk of memory. What they take together is what a real \
            cluster shares among its nodes.\n"
 }
