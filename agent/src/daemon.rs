@@ -1,9 +1,10 @@
 //! The daemon: opens the parts, wires them, and waits to be told to stop. It
 //! decides nothing. Stopping leaves everything in the kernel as it is.
 
-use std::fs::{self, File};
+use std::fs::{DirBuilder, File};
 use std::io::IsTerminal as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -236,8 +237,15 @@ async fn follow_programs(mut logs: Logs) {
 }
 
 /// One agent for one data directory; the kernel drops the lock with the process.
-fn lock(data_dir: &Path) -> Result<Flock<File>> {
-    fs::create_dir_all(data_dir).with_context(|| format!("making {}", data_dir.display()))?;
+///
+/// # Errors
+/// If one runs, or the directory cannot be made.
+pub(crate) fn lock(data_dir: &Path) -> Result<Flock<File>> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
+        .with_context(|| format!("making {}", data_dir.display()))?;
     let path = data_dir.join("lock");
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| {

@@ -181,6 +181,14 @@ impl Client {
             .map_err(|e| self.broken(format!("unexpected reply to {path}: {e}")))
     }
 
+    /// `GET` of anything else.
+    pub async fn bytes(&self, path: &str) -> Result<Bytes, ClientError> {
+        let (reply, sender) = self.send(Method::GET, path, None::<&()>).await?;
+        let bytes = self.body(reply).await?;
+        self.keep(sender);
+        Ok(bytes)
+    }
+
     /// `GET` of a stream of JSON values, one a line. It ends when the server ends
     /// it, and fails when the connection breaks.
     pub async fn lines<T: DeserializeOwned + Send + 'static>(

@@ -3,6 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 
 use super::error::ApiError;
 use super::extract::{Body, InPath};
@@ -49,6 +51,17 @@ pub(super) async fn leave(
 ) -> Result<StatusCode, ApiError> {
     app.cluster.leave(request).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// A copy of all that this manager keeps
+///
+/// An SQLite file with the cluster's state, its CA's key and this node's own:
+/// `netagent cluster restore` takes it.
+#[utoipa::path(get, operation_id = "backup_cluster", path = "/v1/cluster/backup", tag = "cluster",
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = "4XX", body = ErrorBody)))]
+pub(super) async fn backup(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], app.cluster.backup().await?))
 }
 
 /// The token that admits nodes

@@ -81,6 +81,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(cluster::init))
         .routes(routes!(cluster::join))
         .routes(routes!(cluster::leave))
+        .routes(routes!(cluster::backup))
         .routes(routes!(workloads::list, workloads::create))
         .routes(routes!(workloads::inspect, workloads::update, workloads::remove))
         .routes(routes!(workloads::flows))

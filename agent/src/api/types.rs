@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    ClusterInfo, Datapath, Endpoint, EndpointMode, Health, HealthCheck, Name, Network, NetworkId,
-    Node, NodeId, Prefer, Protocol, PublishMode, Role, Scheduler, Service, ServiceId, Task,
-    WorkloadId,
+    ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, HealthCheck, Name, Network,
+    NetworkId, Node, NodeId, Prefer, Protocol, PublishMode, Role, Scheduler, Service, ServiceId,
+    Task, WorkloadId,
 };
 
 /// Body of every reply that is not a success.
@@ -377,6 +377,10 @@ pub struct CreateEndpoint {
     pub address: Option<Ipv4Addr>,
     /// The service that it is to serve, which must be on this network.
     pub serve: Option<Serve>,
+    /// Identifier that it had before the cluster was restored from an older backup; a new
+    /// one if it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<EndpointId>,
 }
 
 /// One network of a workload to be.

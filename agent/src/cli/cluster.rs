@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::Ipv4Network;
 use serde::de::IgnoredAny;
 
+use super::backup::{Backup, Restore};
 use super::output::{self, Format};
 use super::path;
 use crate::api::client::Client;
@@ -22,6 +23,8 @@ pub(super) enum Verb {
     JoinToken(Token),
     Leave(Leave),
     Info(Info),
+    Backup(Backup),
+    Restore(Restore),
 }
 
 /// Make this node the manager of a new cluster
@@ -180,6 +183,9 @@ pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
                 Format::Json => output::json_line(&status),
             }
         }
+        Verb::Backup(args) => args.run(client).await?,
+        // No agent may run meanwhile: it is done without one.
+        Verb::Restore(_) => unreachable!("dispatched before an agent is asked"),
     };
     Ok(output::print(&text)?)
 }
@@ -201,6 +207,9 @@ fn info(status: &ClusterStatus) -> String {
             ("Created", cluster.created.clone()),
             ("Data path port", cluster.data_path_port.to_string()),
         ]),
+    }
+    if let Some(restored) = status.cluster.as_ref().and_then(|c| c.restored.as_ref()) {
+        facts.push(("Restored", format!("{}, from a backup of {}", restored.at, restored.backup)));
     }
     if let Some(node) = &status.node {
         facts.extend([
@@ -248,6 +257,7 @@ mod tests {
                 id: "cccccccccccccccc".to_owned(),
                 data_path_port: 4789,
                 created: "2026-11-20T10:00:00Z".to_owned(),
+                restored: None,
             }),
             node: Some(node("abcdefghijklmnop", "n1", "manager", "ready")),
             manager_reachable: true,
@@ -276,6 +286,7 @@ mod tests {
             id: "cccccccccccccccc".to_owned(),
             data_path_port: 4789,
             created: "2026-11-20T10:00:00Z".to_owned(),
+            restored: None,
         };
         let status = ClusterStatus {
             version: "0.1.0".to_owned(),

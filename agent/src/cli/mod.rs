@@ -3,6 +3,7 @@
 //! it. It never touches the kernel or the store itself.
 
 pub mod agent;
+mod backup;
 mod cluster;
 mod completion;
 pub mod duration;
@@ -139,6 +140,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => crate::daemon::run(&args),
         Command::Completion(args) => args.run(),
         Command::Man(args) => args.run(),
+        Command::Cluster(cluster::Verb::Restore(args)) => args.run(),
         Command::Cluster(verb) => ask(&host, async |agent| cluster::run(verb, agent).await),
         Command::Node(verb) => ask(&host, async |agent| node::run(verb, agent).await),
         Command::Network(verb) => ask(&host, async |agent| network::run(verb, agent).await),

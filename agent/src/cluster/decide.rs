@@ -125,6 +125,9 @@ pub(super) fn create_endpoint(view: &View, request: &CreateEndpoint) -> Decision
             )))
         };
     }
+    if let Some(id) = request.id.as_ref().filter(|id| snapshot.endpoints.contains_key(id)) {
+        return Err(Error::Conflict(format!("endpoint {id} exists already")));
+    }
     names::for_workload(snapshot, network, [&request.name].into_iter().chain(&aliases))?;
     let task = match (&request.serve, service) {
         (Some(serve), Some(service)) => {
@@ -134,7 +137,7 @@ pub(super) fn create_endpoint(view: &View, request: &CreateEndpoint) -> Decision
     };
     let address = address(view, network, request.address)?;
     let endpoint = Endpoint {
-        id: EndpointId::new(),
+        id: request.id.clone().unwrap_or_else(EndpointId::new),
         network: network.id.clone(),
         node: request.node.clone(),
         workload: request.workload.clone(),

@@ -79,6 +79,12 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Brings a file to disk that somebody else has written.
+pub(super) fn sync(path: &Path) -> Result<()> {
+    let sync = || File::open(path)?.sync_all();
+    sync().with_context(|| format!("cannot sync {}", path.display()))
+}
+
 fn sync_parent(path: &Path) -> std::io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }

@@ -33,6 +33,8 @@ const REPORT: Duration = Duration::from_secs(1);
 const REST: u32 = 9;
 /// ... but no longer than this: new endpoints wait for it.
 const LONGEST_REST: Duration = Duration::from_millis(200);
+/// Pause after the copy could not be written.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Longest wait for the manager's reply to a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -99,9 +101,13 @@ impl Follower {
         })
     }
 
-    /// The snapshot that an earlier run left behind.
-    pub(super) fn cached(dir: &Path) -> anyhow::Result<Option<Snapshot>> {
-        disk::read_json(&dir.join(SNAPSHOT))
+    /// The snapshot that an earlier run left behind. It is a copy of what the manager has,
+    /// so a damaged one is as good as none.
+    pub(super) fn cached(dir: &Path) -> Option<Snapshot> {
+        disk::read_json(&dir.join(SNAPSHOT)).unwrap_or_else(|e| {
+            tracing::error!("{e:#}: the kernel stays as it is until a manager sends another");
+            None
+        })
     }
 
     /// A client of the manager that is being followed.
@@ -275,19 +281,29 @@ impl Follower {
         while snapshots.changed().await.is_ok() {
             let snapshot = snapshots.borrow_and_update().clone();
             let began = Instant::now();
-            self.write(snapshot).await;
-            tokio::time::sleep((began.elapsed() * REST).min(LONGEST_REST)).await;
+            if self.write(snapshot).await {
+                tokio::time::sleep((began.elapsed() * REST).min(LONGEST_REST)).await;
+            } else {
+                // The disk may be full: as soon as it is not, what is there is written.
+                tokio::time::sleep(AGAIN).await;
+                snapshots.mark_changed();
+            }
         }
     }
 
-    async fn write(&self, snapshot: Arc<Snapshot>) {
+    /// Whether it is on disk now.
+    async fn write(&self, snapshot: Arc<Snapshot>) -> bool {
         let (dir, revision) = (self.dir.clone(), snapshot.revision);
         let write = move || dir.write_json(SNAPSHOT, &*snapshot);
-        match tokio::task::spawn_blocking(write).await {
-            Ok(Ok(())) => drop(self.written.send_replace(revision)),
-            Ok(Err(e)) => tracing::error!("the snapshot is not on disk: {e:#}"),
-            Err(e) => tracing::error!("the snapshot is not on disk: {e}"),
+        let written = tokio::task::spawn_blocking(write).await.map_err(anyhow::Error::from);
+        match written.and_then(|written| written) {
+            Ok(()) => drop(self.written.send_replace(revision)),
+            Err(e) => {
+                tracing::error!("the snapshot is not on disk: {e:#}");
+                return false;
+            }
         }
+        true
     }
 
     /// Writes what [`keep`](Self::keep) may not have written yet.

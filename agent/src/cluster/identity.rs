@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::ca::{self, Credentials};
 use super::disk;
 use crate::model::{ClusterInfo, NodeId, Role};
+use crate::store::Files;
 
 const RECORD: &str = "node.json";
 const CERTIFICATE: &str = "node.crt";
@@ -55,21 +56,51 @@ impl Identity {
     /// # Errors
     /// If a file is missing or damaged, naming it.
     pub(super) fn load(dir: &Path) -> Result<Option<Self>> {
-        let Some(record) = disk::read_json(&dir.join(RECORD))? else { return Ok(None) };
-        let file = |name: &str, check: fn(&str) -> Result<()>| {
-            let path = dir.join(name);
-            let text = disk::read(&path)?;
-            let text = text.with_context(|| format!("{} is missing", path.display()))?;
-            check(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        if disk::read(&dir.join(RECORD))?.is_none() {
+            return Ok(None);
+        }
+        let path = |name: &str| dir.join(name).display().to_string();
+        Self::of(|name| disk::read(&dir.join(name)), path).map(Some)
+    }
+
+    /// The same from texts by the names of their files.
+    ///
+    /// # Errors
+    /// As for [`Identity::load`].
+    pub(super) fn from_files(files: &Files) -> Result<Self> {
+        Self::of(|name| Ok(files.get(name).cloned()), str::to_owned)
+    }
+
+    /// What [`Identity::from_files`] takes.
+    ///
+    /// # Errors
+    /// If JSON cannot be written.
+    pub(super) fn files(&self) -> Result<Files> {
+        let Credentials { certificate, key, ca } = self.credentials.clone();
+        let record = serde_json::to_string(&self.record).context("cannot encode JSON")?;
+        let all = [(RECORD, record), (CERTIFICATE, certificate), (KEY, key), (CA, ca)];
+        Ok(all.into_iter().map(|(name, text)| (name.to_owned(), text)).collect())
+    }
+
+    /// `path` is how errors call a file.
+    fn of(
+        read: impl Fn(&str) -> Result<Option<String>>,
+        path: impl Fn(&str) -> String,
+    ) -> Result<Self> {
+        let file = |name: &str, check: &dyn Fn(&str) -> Result<()>| {
+            let text = read(name)?.with_context(|| format!("{} is missing", path(name)))?;
+            check(&text).with_context(|| format!("{} is damaged", path(name)))?;
             Ok::<_, anyhow::Error>(text)
         };
+        let json = |text: &str| Ok(serde_json::from_str::<Record>(text).map(drop)?);
         let certificate = |text: &str| ca::certificate(text).map(drop);
+        let record = serde_json::from_str(&file(RECORD, &json)?).context("it was read once")?;
         let credentials = Credentials {
-            certificate: file(CERTIFICATE, certificate)?,
-            key: file(KEY, |text| ca::private_key(text).map(drop))?,
-            ca: file(CA, certificate)?,
+            certificate: file(CERTIFICATE, &certificate)?,
+            key: file(KEY, &|text| ca::private_key(text).map(drop))?,
+            ca: file(CA, &certificate)?,
         };
-        Ok(Some(Self { record, credentials }))
+        Ok(Self { record, credentials })
     }
 
     /// Makes this node a member.

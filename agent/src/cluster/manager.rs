@@ -2,6 +2,7 @@
 //! they are made on, keeps the leases, and admits new nodes.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -321,6 +322,11 @@ impl Manager {
     /// TCP port on which other nodes connect.
     pub(super) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Copies the store, as it is at one revision, into an empty file.
+    pub(super) async fn copy_store(&self, file: &Path) -> Result<(), Error> {
+        Ok(self.store.copy_to(file).await?)
     }
 
     /// Gives up port and store, whoever still holds this.

@@ -26,7 +26,7 @@ use crate::api::types::{
 };
 use crate::facts::source_address;
 use crate::model::{ClusterInfo, NodeId, Role, Snapshot};
-use crate::store::{Op, Sqlite, Store as _};
+use crate::store::{Op, Sqlite, Store as _, StoreError};
 
 /// Longest wait for a manager's reply to a request to join.
 const JOIN: Duration = Duration::from_secs(10);
@@ -90,6 +90,7 @@ impl Cluster {
             id: NodeId::new().to_string(),
             data_path_port,
             created: decide::now(),
+            restored: None,
         };
         let authority = Authority::new(&info.id)?;
         let role = Role::Manager;
@@ -97,7 +98,7 @@ impl Cluster {
         let credentials = authority.issue(&subject)?;
         // A former attempt may have left a store without a membership.
         identity::erase(&config.data_dir)?;
-        let store = Sqlite::open(&config.data_dir.join(STORE))?;
+        let store = Sqlite::create(&config.data_dir.join(STORE))?;
         let first = vec![
             view::put(view::CLUSTER, &Settings { info: info.clone(), pool }),
             view::put(view::CA, &authority),
@@ -225,14 +226,7 @@ impl Cluster {
         let updates = Updates::open(&config.data_dir, dir.clone())?;
         let (part, first) = match record.role {
             Role::Manager => {
-                let file = config.data_dir.join(STORE);
-                if !file.exists() {
-                    return Err(Error::Internal(format!(
-                        "{} is missing: it holds the cluster that this node manages",
-                        file.display()
-                    )));
-                }
-                let store = Arc::new(Sqlite::open(&file)?);
+                let store = Arc::new(Sqlite::open(&config.data_dir.join(STORE)).map_err(remedy)?);
                 let listener = match listener {
                     Some(listener) => listener,
                     None => member::bind(config).await?,
@@ -246,7 +240,7 @@ impl Cluster {
                 let follower = Follower::new(&identity, snapshot.clone(), own, dir.clone())?;
                 let nothing =
                     || Snapshot { cluster: Some(record.cluster.clone()), ..Snapshot::default() };
-                let first = Follower::cached(&config.data_dir)?.unwrap_or_else(nothing);
+                let first = Follower::cached(&config.data_dir).unwrap_or_else(nothing);
                 let mut first = Arc::new(first);
                 follower.overlay(&mut first);
                 (Part::Worker(Arc::new(follower)), first)
@@ -270,6 +264,18 @@ impl Cluster {
             ))),
         }
     }
+}
+
+/// What to do about a store that cannot be used.
+fn remedy(error: StoreError) -> Error {
+    let remedy = match &error {
+        StoreError::Damaged { .. } => {
+            ". It holds the cluster that this node manages; nothing was changed, and what runs goes \
+             on. Put a backup in its place: `netagent cluster restore --force FILE`"
+        }
+        _ => "",
+    };
+    Error::Internal(format!("{error}{remedy}"))
 }
 
 async fn ask_to_join(

@@ -7,6 +7,7 @@
 //! several can share one later.
 
 mod allocate;
+pub mod backup;
 pub mod ca;
 mod changes;
 mod decide;
@@ -155,13 +156,21 @@ impl Cluster {
     }
 
     /// Waits, at most for `patience`, until the snapshot is a manager's and not just
-    /// what the disk had: that may lack what was new when the agent was killed.
+    /// what the disk had: that may lack what was new when the agent was killed. If the
+    /// disk had none, waits for as long as this node is a member: nothing is known of what
+    /// the kernel should have, and what it has is not to be thrown away for that.
     pub async fn caught_up(&self, patience: Duration) {
         let Ok(member) = self.member() else { return };
         if let Part::Worker(follower) = &member.part {
             let mut live = follower.live();
             // In time or not, what there is must do.
             let _ = tokio::time::timeout(patience, live.wait_for(|live| *live)).await;
+        }
+        let mut snapshots = self.subscribe();
+        while snapshots.borrow_and_update().revision == 0 && self.identity().is_some() {
+            if snapshots.changed().await.is_err() {
+                return;
+            }
         }
     }
 

@@ -60,6 +60,7 @@ pub(crate) fn endpoint(network: &str, node: &NodeId, name: &str) -> CreateEndpoi
         name: name.parse().unwrap(),
         aliases: vec![],
         address: None,
+        id: None,
     }
 }
 
@@ -156,13 +157,21 @@ async fn damaged_files_are_named() {
     let record = std::fs::read_to_string(data.join("node.json")).unwrap();
     let worker = record.replace("\"manager\"", "\"worker\"").replace("[]", "[\"127.0.0.1:1\"]");
     std::fs::write(data.join("node.json"), worker).unwrap();
-    for file in ["snapshot.json", "releases.json", "updates.json"] {
+    for file in ["releases.json", "updates.json"] {
         std::fs::write(data.join(file), "[{").unwrap();
         let error = Cluster::open(manager()).await.err().expect(file).to_string();
         assert!(error.contains(file), "{file}: {error}");
         std::fs::remove_file(data.join(file)).unwrap();
     }
+    // A copy of what the manager has is no reason not to start, but one to wait for it.
+    std::fs::write(data.join("snapshot.json"), "[{").unwrap();
     let cluster = Cluster::open(manager()).await.unwrap();
     assert_eq!(cluster.snapshot().revision, 0);
     assert!(cluster.snapshot().cluster.is_some());
+    let wait = cluster.caught_up(Duration::ZERO);
+    tokio::pin!(wait);
+    let soon = Duration::from_millis(200);
+    assert!(tokio::time::timeout(soon, &mut wait).await.is_err(), "it acts on nothing");
+    cluster.leave(LeaveRequest { force: true }).await.unwrap();
+    wait.await;
 }

@@ -21,5 +21,5 @@ pub use service::{
     EndpointMode, Health, Prefer, Protocol, PublishMode, PublishedPort, Scheduler, Service,
     ServiceNetwork, Task,
 };
-pub use snapshot::{Backend, ClusterInfo, Snapshot};
+pub use snapshot::{Backend, ClusterInfo, Restored, Snapshot};
 pub use workload::{Attachment, HealthCheck, Hold, Serving, Workload};

@@ -16,6 +16,28 @@ pub struct ClusterInfo {
     pub data_path_port: u16,
     /// Time of creation, RFC 3339, UTC.
     pub created: String,
+    /// Set when its state was last taken from a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
+}
+
+/// What the cluster has forgotten by being restored from a backup. Times are RFC 3339, UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Restored {
+    /// When the backup was made: what came later is not in it.
+    pub backup: String,
+    /// When it was restored.
+    pub at: String,
+}
+
+impl Restored {
+    /// Whether something that was made at this time, and is not there, was forgotten, and
+    /// not removed.
+    #[must_use]
+    pub fn forgot(&self, created: &str) -> bool {
+        // RFC 3339 in UTC and to the second: the order of the texts is that of the times.
+        *self.backup <= *created && *created < *self.at
+    }
 }
 
 /// The cluster's objects at one revision of the store.

@@ -100,6 +100,7 @@ pub(crate) fn two_nodes() -> World {
             id: "cluster".into(),
             data_path_port: 4789,
             created: "2026-01-01T00:00:00Z".into(),
+            restored: None,
         }),
         nodes: [here, there].map(|n| (n.id.clone(), n)).into(),
         networks: [network].map(|n| (n.id.clone(), n)).into(),

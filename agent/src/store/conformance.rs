@@ -178,7 +178,7 @@ mod sqlite {
     use super::*;
 
     fn open(dir: &tempfile::TempDir) -> Sqlite {
-        Sqlite::open(&dir.path().join("store.db")).unwrap()
+        Sqlite::create(&dir.path().join("store.db")).unwrap()
     }
 
     #[tokio::test]
@@ -223,7 +223,7 @@ mod sqlite {
     /// Commits for ever and says so.
     async fn victim(path: &Path) {
         use std::io::Write as _;
-        let store = Sqlite::open(path).unwrap();
+        let store = Sqlite::create(path).unwrap();
         for n in 0u64.. {
             commit(&store, vec![put("n", &n.to_string()), put(&format!("k/{n}"), "")]).await;
             println!("committed {n}");
@@ -303,10 +303,18 @@ mod sqlite {
         other.execute_batch("CREATE TABLE t (x); PRAGMA user_version = 1").unwrap();
         drop(other);
         let text = refusal(&path);
-        assert!(text.contains("another program"), "{text}");
+        assert!(text.contains("another kind"), "{text}");
+
+        // What was cut off, and what is not there, is never taken for an empty one.
+        std::fs::write(&path, "").unwrap();
+        let text = refusal(&path);
+        assert!(text.contains("store.db is damaged: it is empty"), "{text}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"", "it was changed");
+        std::fs::remove_file(&path).unwrap();
+        refusal(&path);
+        assert!(!path.exists());
 
         // A torn page.
-        std::fs::remove_file(&path).unwrap();
         let store = open(&dir);
         for n in 0..200 {
             commit(&store, vec![put(&format!("k/{n}"), &"x".repeat(100))]).await;

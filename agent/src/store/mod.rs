@@ -3,13 +3,17 @@
 //! behind the same trait. It owns durability, atomicity and the history that
 //! watchers need; it knows nothing of what the values mean.
 
+mod archive;
 #[cfg(test)]
 mod conformance;
 mod sqlite;
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+pub use archive::{Files, pack, unpack};
 pub use sqlite::Sqlite;
 
 /// A key with its value.
@@ -90,7 +94,7 @@ pub enum StoreError {
     #[error("a transaction names key {0:?} twice")]
     DuplicateKey(String),
     /// The file is not a store, or not a sound one.
-    #[error("{file} cannot be used as the store: {reason}")]
+    #[error("{file} is damaged: {reason}")]
     Damaged {
         /// Path of the file.
         file: String,
@@ -125,6 +129,10 @@ pub trait Store: Send + Sync + 'static {
     /// What happened under `prefix` since `after`, and from now on. Together with
     /// a range at revision `after` it misses nothing and repeats nothing.
     async fn watch(&self, prefix: &str, after: u64) -> Result<Watch, StoreError>;
+
+    /// Writes the keys as they are at one revision into `file`, which is empty or missing, as
+    /// a store that [`Sqlite::open`] opens. (etcd calls it a snapshot.)
+    async fn copy_to(&self, file: &Path) -> Result<(), StoreError>;
 
     /// Ends all use: what comes later fails. Files can be removed then.
     async fn close(&self);

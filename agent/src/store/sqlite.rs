@@ -17,7 +17,7 @@ const HISTORY: u64 = 10_000;
 /// Batches that a watcher reads at once.
 const PAGE: u64 = 256;
 /// `PRAGMA application_id` of our files: "ntag".
-const APPLICATION: i64 = 0x6e74_6167;
+pub(super) const APPLICATION: i64 = 0x6e74_6167;
 /// `PRAGMA user_version`: layout of the tables.
 const LAYOUT: i64 = 1;
 
@@ -49,15 +49,33 @@ struct Inner {
 pub struct Sqlite(Arc<Inner>);
 
 impl Sqlite {
-    /// Opens the store in `file`, which is created (mode 0600) if it does not exist.
+    /// Makes a store in `file` (mode 0600), or opens the one that is there.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] names the file if it is not a sound store.
-    pub fn open(file: &Path) -> Result<Self, StoreError> {
-        let damaged = |reason: String| StoreError::Damaged { file: show(file), reason };
+    pub fn create(file: &Path) -> Result<Self, StoreError> {
         create_private(file).map_err(|e| failed(file, &e))?;
-        let mut db = Connection::open(file).map_err(|e| damaged(e.to_string()))?;
-        let head = prepare(&mut db).map_err(damaged)?;
+        Self::start(file, make_tables)
+    }
+
+    /// Opens the store in `file`, which must be one.
+    ///
+    /// # Errors
+    /// As for [`Sqlite::create`]; also if the file is missing or empty.
+    pub fn open(file: &Path) -> Result<Self, StoreError> {
+        // SQLite would make a file that is missing.
+        std::fs::metadata(file).map_err(|e| damaged(file, e))?;
+        Self::start(file, |_| Ok(()))
+    }
+
+    fn start(
+        file: &Path,
+        first: impl FnOnce(&mut Connection) -> rusqlite::Result<()>,
+    ) -> Result<Self, StoreError> {
+        let mut db = Connection::open(file).map_err(|e| unusable(file, &e))?;
+        first(&mut db).map_err(|e| unusable(file, &e))?;
+        check(&db, file, APPLICATION, "quick_check")?;
+        let head = begin(&mut db).map_err(|e| unusable(file, &e))?;
         let (head, _) = watch::channel(head);
         Ok(Self(Arc::new(Inner { file: file.to_owned(), db: Mutex::new(Some(db)), head })))
     }
@@ -178,6 +196,15 @@ impl Store for Sqlite {
                 Err(e) => Some((Err(e), None)),
             }
         })))
+    }
+
+    async fn copy_to(&self, file: &Path) -> Result<(), StoreError> {
+        let copy = file.to_owned();
+        self.with(move |_, db| {
+            let written = db.execute("VACUUM INTO ?1", [show(&copy)]);
+            written.map(drop).map_err(|e| failed(&copy, &e).into())
+        })
+        .await
     }
 
     async fn close(&self) {
@@ -320,36 +347,54 @@ fn forget(txn: &Transaction<'_>, upto: u64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Checks the file, creates the tables in an empty one, and returns the head.
-fn prepare(db: &mut Connection) -> Result<u64, String> {
-    let sql = |e: rusqlite::Error| e.to_string();
-    db.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
-    db.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
-    let number = |db: &Connection, name: &str| {
-        db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(sql)
+/// Creates the tables in an empty file.
+fn make_tables(db: &mut Connection) -> rusqlite::Result<()> {
+    let tables: u64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables > 0 {
+        return Ok(());
+    }
+    let txn = db.transaction()?;
+    txn.execute_batch(TABLES)?;
+    txn.pragma_update(None, "application_id", APPLICATION)?;
+    txn.pragma_update(None, "user_version", LAYOUT)?;
+    txn.commit()
+}
+
+/// Whether the file is sound, and what it should be; changes nothing. `depth` is
+/// `quick_check` or `integrity_check`.
+pub(super) fn check(
+    db: &Connection,
+    file: &Path,
+    application: i64,
+    depth: &str,
+) -> Result<(), StoreError> {
+    let text = |query: &str| db.query_row(query, [], |row| row.get::<_, String>(0));
+    let number = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let ask = || {
+        let tables: u64 =
+            db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        Ok((tables, number("application_id")?, number("user_version")?))
     };
-    let tables: u64 =
-        db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sql)?;
-    if tables == 0 {
-        let txn = db.transaction().map_err(sql)?;
-        txn.execute_batch(TABLES).map_err(sql)?;
-        txn.pragma_update(None, "application_id", APPLICATION).map_err(sql)?;
-        txn.pragma_update(None, "user_version", LAYOUT).map_err(sql)?;
-        txn.commit().map_err(sql)?;
-    }
-    if number(db, "application_id")? != APPLICATION {
-        return Err("it is a database of another program".to_owned());
-    }
-    match number(db, "user_version")? {
-        LAYOUT => {}
-        other => return Err(format!("its layout is {other}, this agent knows {LAYOUT}")),
-    }
-    let check: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(sql)?;
-    if check != "ok" {
-        return Err(check);
-    }
-    let txn = db.transaction().map_err(sql)?;
-    bounds(&txn).map(|(head, _)| head).map_err(sql)
+    let reason = match ask().map_err(|e| unusable(file, &e))? {
+        (0, _, _) => "it is empty".to_owned(),
+        (_, found, _) if found != application => "it is a file of another kind".to_owned(),
+        (_, _, layout) if layout != LAYOUT => {
+            format!("its layout is {layout}, this agent knows {LAYOUT}")
+        }
+        _ => match text(&format!("PRAGMA {depth}(1)")).map_err(|e| unusable(file, &e))? {
+            sound if sound == "ok" => return Ok(()),
+            unsound => unsound,
+        },
+    };
+    Err(damaged(file, reason))
+}
+
+/// Readies a sound store for use, and returns the head.
+fn begin(db: &mut Connection) -> rusqlite::Result<u64> {
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    db.pragma_update(None, "synchronous", "FULL")?;
+    let txn = db.transaction()?;
+    bounds(&txn).map(|(head, _)| head)
 }
 
 /// Makes sure that the file exists and that only its owner reads it: it holds the
@@ -363,6 +408,31 @@ fn show(file: &Path) -> String {
     file.display().to_string()
 }
 
-fn failed(file: &Path, reason: &dyn std::fmt::Display) -> StoreError {
+pub(super) fn damaged(file: &Path, reason: impl std::fmt::Display) -> StoreError {
+    StoreError::Damaged { file: show(file), reason: reason.to_string() }
+}
+
+/// Damaged, if what SQLite says is about the content of the file and not about the disk
+/// or memory.
+pub(super) fn unusable(file: &Path, error: &rusqlite::Error) -> StoreError {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DiskFull, FileLockingProtocolFailed, OutOfMemory, PermissionDenied, ReadOnly,
+        SystemIoFailure,
+    };
+    match error.sqlite_error_code() {
+        Some(
+            CannotOpen
+            | DiskFull
+            | FileLockingProtocolFailed
+            | OutOfMemory
+            | PermissionDenied
+            | ReadOnly
+            | SystemIoFailure,
+        ) => failed(file, error),
+        _ => damaged(file, error),
+    }
+}
+
+pub(super) fn failed(file: &Path, reason: &dyn std::fmt::Display) -> StoreError {
     StoreError::Failed { file: show(file), reason: reason.to_string() }
 }

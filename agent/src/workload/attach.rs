@@ -160,6 +160,7 @@ impl Workloads {
                 name: name.clone(),
                 aliases: attach.aliases.clone(),
                 address: attach.address,
+                id: None,
             };
             async move { self.0.cluster.create_endpoint(&request).await }
         }))

@@ -5,6 +5,7 @@
 //! It asks the cluster for endpoints and the reconcile loop to make the kernel
 //! follow; it never makes a link or an address itself.
 
+mod adopt;
 mod attach;
 mod connect;
 mod files;
@@ -114,6 +115,7 @@ impl Workloads {
         }
         tokio::spawn(workloads.clone().watch_holds());
         tokio::spawn(workloads.clone().collect_strays());
+        tokio::spawn(workloads.clone().adopt_forgotten());
         workloads
     }
 

@@ -147,6 +147,7 @@ async fn workload(
         aliases: vec![],
         address: None,
         serve: Some(Serve { service: service.to_owned(), weight: 1, health: Health::Healthy }),
+        id: None,
     };
     let endpoint = cluster.create_endpoint(&request).await?;
     let service: ServiceId = endpoint.task.clone().context("it serves")?.service;

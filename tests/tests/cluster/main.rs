@@ -3,6 +3,8 @@
 //! layout; the rest is about one mechanism.
 
 mod agent;
+mod backup;
+mod damage;
 mod everywhere;
 mod garbage;
 mod isolation;

@@ -150,6 +150,7 @@ impl World {
                 id: "c".into(),
                 data_path_port: 4789,
                 created: String::new(),
+                restored: None,
             }),
             endpoints: endpoints.into_iter().map(|e| (e.id.clone(), e)).collect(),
             nodes: [here.clone(), there].map(|n| (n.id.clone(), n)).into(),

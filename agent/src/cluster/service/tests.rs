@@ -22,7 +22,12 @@ fn cluster() -> (View, [NodeId; 2]) {
     let mut view = View::default();
     let block = "10.0.0.0/8".parse().unwrap();
     view.settings = Some(Settings {
-        info: ClusterInfo { id: "c".to_owned(), data_path_port: 4789, created: String::new() },
+        info: ClusterInfo {
+            id: "c".to_owned(),
+            data_path_port: 4789,
+            created: String::new(),
+            restored: None,
+        },
         // Six addresses each: they do run out.
         pool: Pool { block, prefix: 29 },
     });

@@ -119,6 +119,7 @@ impl World {
                 id: "growth".to_owned(),
                 data_path_port: 4789,
                 created: String::new(),
+                restored: None,
             }),
             nodes: [here, there].map(|n| (n.id.clone(), n)).into(),
             networks: [network].map(|n| (n.id.clone(), n)).into(),

@@ -1,0 +1,163 @@
+//! Files that are damaged and disks that are full: said clearly, made no worse, and what
+//! runs goes on.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use netagent_tests::lab::{Workload, eventually, list, must, refusal, three, verify};
+use xtask::node::{Datapath, Node};
+use xtask::playground::{Playground, Topology};
+
+/// What the agent says when it does not start.
+fn does_not_start(node: &Node) -> String {
+    format!("{:#}", node.start_agent().expect_err("it started"))
+}
+
+#[test]
+fn a_damaged_store_is_refused_and_a_backup_helps() {
+    let cluster = three([Datapath::Ebpf; 3]);
+    let n1 = cluster.node(1);
+    must(n1.netagent(&["network", "create", "net1"]));
+    let a = Workload::start(n1, &["--network", "net1", "--name", "a"]);
+    let b = Workload::start(cluster.node(2), &["--network", "net1", "--name", "b"]);
+    let backup = n1.directory.join("backup").display().to_string();
+    must(n1.netagent(&["cluster", "backup", &backup]));
+    n1.stop_agent().expect("stop");
+    let store = n1.directory.join("data/store.db");
+    let good = std::fs::read(&store).expect("the store");
+    let half = good.len() / 2;
+    let mut torn = good.clone();
+    torn[half..half + 4096].fill(0xa5);
+    let mut header = good.clone();
+    header[..100].fill(0xa5);
+    for bad in [&torn[..], &header, &good[..half], b""] {
+        std::fs::write(&store, bad).expect("the store");
+        let said = does_not_start(n1);
+        assert!(said.contains("store.db is damaged"), "{said}");
+        assert!(said.contains("netagent cluster restore --force"), "{said}");
+        assert_eq!(std::fs::read(&store).expect("the store"), bad, "it was changed");
+    }
+    std::fs::remove_file(&store).expect("the store");
+    let said = does_not_start(n1);
+    assert!(said.contains("store.db is damaged: No such file"), "{said}");
+    assert!(a.pings(&b.ip(), 56) && b.pings(&a.ip(), 56), "the datapath flows on");
+
+    let data = n1.directory.join("data").display().to_string();
+    must(n1.netagent(&["cluster", "restore", "--force", "--data-dir", &data, &backup]));
+    n1.start_agent().expect("start");
+    cluster.wait_until_ready().expect("all nodes follow again");
+    assert!(a.pings("b", 56) && b.pings("a", 56));
+    assert_eq!(list(n1, "endpoint").len(), 2);
+}
+
+/// Without its copy and without a manager a worker knows nothing, and so leaves everything
+/// as it is.
+#[test]
+fn a_worker_with_a_damaged_copy_waits_for_its_manager() {
+    for datapath in [Datapath::Ebpf, Datapath::Kernel] {
+        let cluster = three([Datapath::Ebpf, datapath, Datapath::Ebpf]);
+        let [n1, n2, n3] = [1, 2, 3].map(|n| cluster.node(n));
+        must(n1.netagent(&["network", "create", "net1"]));
+        let b = Workload::start(n2, &["--network", "net1", "--name", "b"]);
+        let c = Workload::start(n3, &["--network", "net1", "--name", "c"]);
+        for node in [n1, n2] {
+            node.kill_agent().expect("kill");
+        }
+        let copy = n2.directory.join("data/snapshot.json");
+        let good = std::fs::read(&copy).expect("the copy");
+        std::fs::write(&copy, &good[..good.len() / 2]).expect("the copy");
+        n2.start_agent().expect("start");
+        eventually("it says so", || n2.log_end().contains("snapshot.json is damaged"));
+        // Longer than an agent waits that has a copy.
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        assert!(b.pings(&c.ip(), 56) && c.pings(&b.ip(), 56), "it threw away what it had");
+        n1.start_agent().expect("start");
+        cluster.wait_until_ready().expect("it has fetched another");
+        eventually("a pass", || verify(n2)["passes"].as_u64() > Some(0));
+        assert!(b.pings("c", 56) && c.pings("b", 56));
+        serde_json::from_slice::<serde_json::Value>(&std::fs::read(&copy).expect("the copy"))
+            .expect("whole again");
+    }
+}
+
+/// A small file system; unmounted when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path) -> Self {
+        std::fs::create_dir_all(at).expect("a directory");
+        let path = at.display().to_string();
+        let options = ["-t", "tmpfs", "-o", "size=2m,mode=700", "netagent-test", &path];
+        must(Command::new("mount").args(options).output().map_err(Into::into));
+        Self(at.to_owned())
+    }
+
+    /// Writes a file until nothing more fits.
+    fn fill(&self) {
+        let file = format!("of={}", self.0.join("ballast").display());
+        let output = Command::new("dd").args(["if=/dev/zero", &file, "bs=1k"]).output();
+        assert!(!output.expect("dd").status.success(), "it is not full");
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.0.join("ballast")).expect("the ballast");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // The agent still has its lock open.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn full_disks_are_said_and_recovered_from() {
+    let topology = Topology::test("t", &[Datapath::Ebpf; 3]);
+    let cluster = Playground::hosts(&topology).expect("hosts");
+    let disks: Vec<_> =
+        (1..=2).map(|n| Disk::mount(&cluster.node(n).directory.join("data"))).collect();
+    for node in cluster.nodes() {
+        node.start_agent().expect("an agent");
+    }
+    cluster.form_cluster().expect("a cluster");
+    let [n1, n2, n3] = [1, 2, 3].map(|n| cluster.node(n));
+    must(n1.netagent(&["network", "create", "net1"]));
+    let b = Workload::start(n2, &["--network", "net1", "--name", "b"]);
+    let c = Workload::start(n3, &["--network", "net1", "--name", "c"]);
+
+    // The manager's: nothing new, and it says why.
+    disks[0].fill();
+    let labels: Vec<_> = (0..60).map(|n| format!("{n}={}", "x".repeat(900))).collect();
+    let labels = labels.iter().flat_map(|label| ["--label", label]);
+    let create: Vec<_> = ["network", "create", "net2"].into_iter().chain(labels).collect();
+    let refused = refusal(n1.netagent(&create));
+    assert!(refused.contains("store.db") && refused.contains("full"), "{refused}");
+    assert!(!must(n1.netagent(&["network", "ls"])).contains("net2"), "half done");
+    assert!(b.pings("c", 56) && c.pings("b", 56));
+    // An agent that is started now does not take its store for damaged.
+    n1.kill_agent().expect("kill");
+    if let Err(e) = n1.start_agent() {
+        let said = format!("{e:#}");
+        assert!(!said.contains("damaged"), "{said}");
+    }
+    disks[0].free();
+    n1.start_agent().expect("start");
+    cluster.wait_until_ready().expect("ready");
+    must(n1.netagent(&["network", "create", "net2"]));
+
+    // A worker's: workloads cannot be recorded, all else goes on.
+    disks[1].fill();
+    must(n1.netagent(&["network", "create", "net3"]));
+    eventually("it says so", || n2.log_end().contains("snapshot is not on disk"));
+    let refused = refusal(n2.netagent(&["run", "--network", "net1", "--", "true"]));
+    assert!(refused.contains("No space left on device"), "{refused}");
+    assert!(b.pings("c", 56) && c.pings("b", 56));
+    disks[1].free();
+    cluster.wait_until_ready().expect("what was not written is written by itself");
+    must(n2.netagent(&["run", "--network", "net3", "--", "true"]));
+    eventually("nothing half-made is left", || list(n1, "endpoint").len() == 2);
+    // The file systems go before the directories that they are in.
+    cluster.node(1).stop_agent().expect("stop");
+    cluster.node(2).stop_agent().expect("stop");
+}
