@@ -11,6 +11,7 @@ use netagent_common::{Config, Counter};
 use crate::headers::{
     ECN, ETHERNET, Ethernet, IPV4, Ipv4, OVERHEAD, Outer, TYPE_IPV4, UDP, Udp, Vxlan, u16_or_0,
 };
+use crate::overlay::Origin;
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
 use crate::{apart, maps};
@@ -82,11 +83,17 @@ extern "C" fn netagent_push(skb: *mut __sk_buff, hop: *const Hop, tos: u32) -> u
     counter as u32
 }
 
-/// Sends a packet of the tunnel whose inner frame was made its own answer back to `vtep`.
+/// Sends a packet of the tunnel whose inner frame was made its own answer back to where it
+/// came from.
 #[inline(always)]
-pub(crate) fn turn_round(packet: &mut Packet, config: &Config, vtep: [u8; 4], vni: u32) -> Outcome {
+pub(crate) fn turn_round(
+    packet: &mut Packet,
+    config: &Config,
+    Origin { vtep, vni }: Origin,
+    counter: Counter,
+) -> Outcome {
     apart::decode(netagent_turn_round(packet.context(), u32::from_ne_bytes(vtep), vni))?;
-    Ok(Verdict::send(config, vtep, Counter::ArpAnsweredRemote))
+    Ok(Verdict::send(config, vtep, counter))
 }
 
 #[inline(never)]

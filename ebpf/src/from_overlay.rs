@@ -14,6 +14,8 @@ pub(crate) fn handle(packet: &mut Packet) -> Outcome {
     let (vtep, vni) = packet.tunnel()?;
     let origin = Origin { vtep, vni };
     match origin.admit(packet, 0)? {
+        // The way that is probed is the one by the uplink's program.
+        Admitted::Probe => Err(Counter::DropOtherProtocol),
         Admitted::Ipv4(inner) => inner.deliver(packet, Counter::DeliveredFromVxlan),
         Admitted::Arp => {
             let config = maps::config().ok_or(Counter::DropRefused)?;

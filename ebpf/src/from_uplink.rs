@@ -9,7 +9,7 @@ use crate::headers::{CONGESTED, ECN, ETHERNET, IPV4, Ipv4, OVERHEAD, Outer, TCP,
 use crate::overlay::{Admitted, Origin};
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
-use crate::{encap, maps};
+use crate::{encap, maps, probe};
 
 #[inline(always)]
 pub(crate) fn handle(packet: &mut Packet) -> Outcome {
@@ -48,7 +48,8 @@ pub(crate) fn handle(packet: &mut Packet) -> Outcome {
             packet.pop_outer()?;
             inner.deliver(packet, Counter::Decapsulated)
         }
-        Admitted::Arp => encap::turn_round(packet, config, origin.vtep, origin.vni),
+        Admitted::Arp => encap::turn_round(packet, config, origin, Counter::ArpAnsweredRemote),
+        Admitted::Probe => probe::take(packet, config, origin),
     }
 }
 

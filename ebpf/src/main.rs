@@ -25,6 +25,7 @@
 //!                    ├─ popped by the kernel alone ─▶ the host's stack, na-vxlan ──┐
 //!                    ├─ from or to a wrong one ─────▶ drop                         │
 //!                    ├─ ARP about an endpoint here ─▶ answered through the tunnel  │
+//!                    ├─ probe of a member ──────────▶ sent back, or to the agent   │
 //!                    ├─ of a service, to a client ──▶ as the published port, uplink │
 //!                    └─ to an endpoint here ────────▶ VXLAN popped, its eth0       │
 //!   na-vxlan ─────▶ from_overlay ◀─────────────────────────────────────────────────┘
@@ -95,6 +96,7 @@ mod maps;
 mod mtu;
 mod overlay;
 mod packet;
+mod probe;
 mod refuse;
 mod reply;
 mod rewrite;

@@ -1,6 +1,6 @@
 //! The maps: who writes, who reads. Most are written by the agent alone, whole
-//! entries at a time, and only read here. `COUNTERS`, `FLOWS`, `AFFINITY` and `LOAD` are
-//! written here. All are pinned, so they outlive the agent.
+//! entries at a time, and only read here. `COUNTERS`, `FLOWS`, `AFFINITY`, `LOAD` and
+//! `PROBED` are written here. All are pinned, so they outlive the agent.
 //!
 //! A reference into a hash map stays readable until the program ends (RCU), but an
 //! entry that is deleted meanwhile may already carry another's bytes. A packet in
@@ -10,13 +10,13 @@
 //! the bucket array (16 bytes for each possible entry) and the entries there are.
 //! LRU maps are preallocated: a full one gives up what was not used for longest.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_NO_WAKEUP};
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use netagent_common::{
     ALLOWED_LIST_BITS, Affinity, AffinityKey, AllowedKey, Config, Count, Counter, Endpoint,
-    EndpointKey, Flow, FlowKey, Load, Network, Peer, Port, Published, PublishedKey,
+    EndpointKey, Flow, FlowKey, Load, Network, Peer, Port, Probed, Published, PublishedKey,
     SUBNET_KEY_BITS, Service, Slot, SlotKey, SubnetKey, VirtualKey,
 };
 
@@ -81,6 +81,10 @@ static AFFINITY: LruHashMap<AffinityKey, Affinity, 65_536> = LruHashMap::new();
 /// What each backend has to do, and whose turn it is.
 #[btf_map]
 static LOAD: LruHashMap<EndpointKey, Load, 32_768> = LruHashMap::new();
+
+/// Probes that came in, for the agent to look at now and then. While none does, it is full.
+#[btf_map]
+static PROBED: RingBuf<Probed, 65_536> = RingBuf::new();
 
 /// What became of every packet, by `Counter`. Written here, read by the agent.
 #[btf_map]
@@ -229,6 +233,12 @@ pub(crate) fn count(counter: Counter, bytes: u32) {
             (*count).bytes += u64::from(bytes);
         }
     }
+}
+
+/// Leaves a record of a probe to the agent; whether there was room for it.
+#[inline(always)]
+pub(crate) fn probed(record: &Probed) -> bool {
+    PROBED.output(record, u64::from(BPF_RB_NO_WAKEUP)).is_ok()
 }
 
 /// This CPU's room for a packet on its way into the mesh.

@@ -3,7 +3,7 @@
 //! endpoints that are here.
 
 use aya_ebpf::bindings::__sk_buff;
-use netagent_common::{Counter, Endpoint, GATEWAY_MAC};
+use netagent_common::{Counter, Endpoint, GATEWAY_MAC, PROBE_ETHERTYPE, PROBE_VNI};
 
 use crate::entry::Call;
 use crate::headers::{Arp, ETHERNET, Ethernet, IPV4, Ipv4, OVERHEAD, TYPE_ARP, TYPE_IPV4};
@@ -25,6 +25,8 @@ pub(crate) enum Admitted {
     Ipv4(Ipv4Packet),
     /// An ARP request about a local endpoint. It has become its own answer.
     Arp,
+    /// A probe, of a member.
+    Probe,
 }
 
 /// An IPv4 packet for a local endpoint, or of a service for a client outside of all networks
@@ -79,6 +81,9 @@ impl Origin {
                 let (vtep, context) = (u32::from_ne_bytes(self.vtep), packet.context());
                 apart::decode(netagent_overlay_arp(context, at, vtep, self.vni))?;
                 Ok(Admitted::Arp)
+            }
+            PROBE_ETHERTYPE if self.vni == PROBE_VNI && maps::is_member(self.vtep) => {
+                Ok(Admitted::Probe)
             }
             _ => Err(Counter::DropOtherProtocol),
         }

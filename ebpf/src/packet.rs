@@ -21,7 +21,7 @@ use aya_ebpf::helpers::{
     bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use netagent_common::Counter;
+use netagent_common::{Counter, Probe};
 
 use crate::checksum::{Delta, fold};
 use crate::headers::{Arp, ETHERNET, Ethernet, Icmp, Ipv4, OVERHEAD, Outer, Tcp};
@@ -59,7 +59,9 @@ macro_rules! headers {
         unsafe impl Header for $header {}
     )+};
 }
-headers!(Arp, Ethernet, Icmp, Ipv4, Outer, Tcp, u8, [u8; 2], [u8; 4], [[u8; 4]; 2], [u8; 136]);
+headers!(
+    Arp, Ethernet, Icmp, Ipv4, Outer, Probe, Tcp, u8, [u8; 2], [u8; 4], [[u8; 4]; 2], [u8; 136]
+);
 
 /// The packet, from its Ethernet header on.
 pub(crate) struct Packet {

@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netagent_common::{
     ALLOWED_LIST_BITS, AllowedKey, Config, Count, Counter, Endpoint, EndpointKey, Flow, FlowKey,
-    Network, Peer, Port, Published, PublishedKey, Service, Slot, SlotKey, SubnetKey, VirtualKey,
+    Network, Peer, Port, Probed, Published, PublishedKey, Service, Slot, SlotKey, SubnetKey, VirtualKey,
     maps, programs,
 };
 use xtask::command::checkout;
@@ -156,6 +156,21 @@ impl Object {
     pub fn set_flow(&mut self, key: FlowKey, flow: Flow) {
         let mut map: HashMap<_, FlowKey, Flow> = self.map(maps::FLOWS);
         map.insert(key, flow, 0).expect("FLOWS takes an entry");
+    }
+
+    /// Records of the probes that came in since the last look.
+    ///
+    /// # Panics
+    /// As those that write.
+    pub fn probed(&mut self) -> Vec<Probed> {
+        let mut ring: RingBuf<_> = self.map(maps::PROBED);
+        let mut records = Vec::new();
+        while let Some(item) = ring.next() {
+            assert_eq!(item.len(), size_of::<Probed>());
+            // SAFETY: of that length, and every bit pattern is valid.
+            records.push(unsafe { item.as_ptr().cast::<Probed>().read_unaligned() });
+        }
+        records
     }
 
     /// What every counter stands at, in the order of [`Counter::ALL`].

@@ -90,6 +90,10 @@ counters! {
     EnteredMesh = "entered_mesh",
     /// Answer of a published port, on its way to who called it.
     LeftMesh = "left_mesh",
+    /// Probe of another node, sent back to it.
+    ProbeAnswered = "probe_answered",
+    /// Answer to a probe of this node, taken by the agent.
+    ProbeReturned = "probe_returned",
     /// Drop: a header is truncated or contradicts itself.
     DropMalformed = "drop_malformed",
     /// Drop: the interface is not a port of the overlay (yet, or any more).

@@ -13,6 +13,7 @@ mod counter;
 mod flow;
 mod names;
 mod overlay;
+mod probe;
 mod service;
 
 pub use config::Config;
@@ -22,6 +23,7 @@ pub use names::{maps, programs};
 pub use overlay::{
     Endpoint, EndpointKey, GATEWAY_MAC, LB_MAC, Network, Peer, Port, SUBNET_KEY_BITS, SubnetKey,
 };
+pub use probe::{PROBE_ETHERTYPE, PROBE_VNI, Probe, Probed};
 pub use service::{
     ALLOWED_LIST_BITS, AllowedKey, Published, PublishedKey, Scheduler, Service, Slot, SlotKey,
     VirtualKey,

@@ -17,8 +17,8 @@ pub mod programs {
     pub const ALL: [&str; 5] = [FROM_ENDPOINT, FROM_OVERLAY, FROM_UPLINK, FROM_HOST, FROM_LB];
 }
 
-/// Maps. What they hold: `overlay.rs`, `service.rs`, `flow.rs`, `config.rs` and
-/// `counter.rs` beside this file.
+/// Maps. What they hold: `overlay.rs`, `service.rs`, `flow.rs`, `probe.rs`, `config.rs`
+/// and `counter.rs` beside this file.
 pub mod maps {
     /// Array of one [`Config`](crate::Config).
     pub const CONFIG: &str = "CONFIG";
@@ -54,9 +54,11 @@ pub mod maps {
     /// LRU hash, written by the programs: [`EndpointKey`](crate::EndpointKey) to
     /// [`Load`](crate::Load).
     pub const LOAD: &str = "LOAD";
+    /// Ring buffer, written by the programs: [`Probed`](crate::Probed).
+    pub const PROBED: &str = "PROBED";
     /// All of them; each is pinned under its name.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         CONFIG, PORTS, ENDPOINTS, NETWORKS, PEERS, SUBNETS, COUNTERS, SERVICES, RING, PUBLISHED,
-        ALLOWED, VIRTUAL, FLOWS, AFFINITY, LOAD,
+        ALLOWED, VIRTUAL, FLOWS, AFFINITY, LOAD, PROBED,
     ];
 }

@@ -8,6 +8,7 @@ mod hostile;
 mod mesh;
 mod mesh_entry;
 mod mesh_exit;
+mod probes;
 mod rewrite_sums;
 mod service_backend;
 mod service_client;
@@ -78,6 +79,7 @@ fn every_counter_is_somewhere_in_these_tests() {
         include_str!("service_lb.rs"),
         include_str!("mesh_entry.rs"),
         include_str!("mesh_exit.rs"),
+        include_str!("probes.rs"),
     ];
     let missing: Vec<_> = Counter::ALL
         .iter()
