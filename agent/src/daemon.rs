@@ -24,8 +24,9 @@ use crate::cli::agent::{AgentArgs, Balancer, LogFormat};
 use crate::cluster::{self, Cluster, ClusterConfig};
 use crate::facts::{Changes, HostReader as _, Netlink};
 use crate::flows;
-use crate::kernel::{self, Flows, IpvsError, Kernel, KernelConfig, Logs};
+use crate::kernel::{self, Flows, IpvsError, Kernel, KernelConfig, Logs, Probes};
 use crate::model::Datapath;
+use crate::paths::{self, Told};
 use crate::plan::Me;
 use crate::reconcile::{self, Inputs, Outcome, Reconciler};
 use crate::workload::{Records, Workloads};
@@ -114,15 +115,22 @@ async fn serve(args: &AgentArgs, kernel: Kernel) -> Result<()> {
     let records = Records::load(&args.data_dir)?;
     let me = watch::Sender::new(who(&cluster, args, None).await);
     let changes = Changes::follow()?;
+    let told = Told { paths: watch::Sender::default(), unreachable: watch::Sender::default() };
+    let seen = paths::seen(cluster.subscribe(), told.unreachable.subscribe());
     let inputs = Inputs {
         snapshot: cluster.subscribe(),
         workloads: records.subscribe(),
         me: me.subscribe(),
+        unreachable: told.unreachable.subscribe(),
         changes: changes.ours,
     };
     let (reconciler, reconcile) = Reconciler::new(kernel, inputs);
     let workloads =
-        Workloads::open(records, args.run_dir.clone(), cluster.clone(), reconcile.clone()).await;
+        Workloads::open(records, args.run_dir.clone(), cluster.clone(), seen, reconcile.clone())
+            .await;
+    let (known, unreachable) = (told.paths.subscribe(), told.unreachable.subscribe());
+    let probes = Probes::new(&args.bpf_dir);
+    tokio::spawn(paths::follow(probes, cluster.subscribe(), me.subscribe(), told));
     // Only now: the first pass must know every workload that is here.
     let following = tokio::spawn(follow_identity(cluster.clone(), args.clone(), me, changes.host));
     tokio::spawn({
@@ -134,11 +142,13 @@ async fn serve(args: &AgentArgs, kernel: Kernel) -> Result<()> {
     });
     tokio::spawn(report(cluster.clone(), reconcile.outcome()));
     tokio::spawn(follow_programs(Logs::new(&args.bpf_dir)));
-    tokio::spawn(flows::follow(Flows::new(&args.bpf_dir), args.max_flows, reconcile.outcome()));
+    let flows_of =
+        flows::Inputs { outcome: reconcile.outcome(), snapshot: cluster.subscribe(), unreachable };
+    tokio::spawn(flows::follow(Flows::new(&args.bpf_dir), args.max_flows, flows_of));
 
     let socket = args.run_dir.join("netagent.sock");
     let listener = listen::bind_unix(&socket).await?;
-    let node = ThisNode { workloads, reconcile, bpf_dir: args.bpf_dir.clone() };
+    let node = ThisNode { workloads, reconcile, bpf_dir: args.bpf_dir.clone(), paths: known };
     let app = App { cluster: cluster.clone(), node: Some(node) };
     let router = server::router(app);
     tokio::spawn(listen::serve_tls(cluster.clone(), router.clone()));

@@ -6,7 +6,7 @@
 //! cli ──> api (HTTP)          daemon (wires) ──> api, cluster, workload, dns, reconcile
 //! api ──> cluster, workload   cluster ──> store ──> model
 //! reconcile ──> plan ──> model
-//! reconcile, flows ──> kernel ──> ebpf/common
+//! reconcile, flows, paths ──> kernel ──> ebpf/common
 //! ```
 //!
 //! `model` and `plan` are pure: no tokio, no aya, no netlink. `kernel` is the
@@ -21,6 +21,7 @@ pub mod facts;
 pub mod flows;
 pub mod kernel;
 pub mod model;
+pub mod paths;
 pub mod plan;
 pub mod reconcile;
 pub mod store;

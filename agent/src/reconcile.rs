@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use crate::model::{Snapshot, Workload};
+use crate::model::{NodeId, Snapshot, Workload};
 use crate::plan::{self, Me, Op, State};
 
 /// Time between two full looks at the kernel.
@@ -53,6 +53,8 @@ pub struct Inputs {
     pub workloads: watch::Receiver<Arc<Vec<Workload>>>,
     /// Who this node is; `None` in no cluster.
     pub me: watch::Receiver<Option<Me>>,
+    /// Nodes that packets of this node do not reach.
+    pub unreachable: watch::Receiver<BTreeSet<NodeId>>,
     /// Told when something of ours in the kernel has changed, by whomever; as far as the
     /// kernel tells. Without it the next full look finds it.
     pub changes: watch::Receiver<()>,
@@ -167,6 +169,7 @@ impl<K: Kernel> Reconciler<K> {
                 changed = self.inputs.snapshot.changed() => if changed.is_err() { return },
                 changed = self.inputs.workloads.changed() => if changed.is_err() { return },
                 changed = self.inputs.me.changed() => if changed.is_err() { return },
+                changed = self.inputs.unreachable.changed() => if changed.is_err() { return },
                 changed = self.inputs.changes.changed(), if told => {
                     told = changed.is_ok();
                     if told {
@@ -206,6 +209,7 @@ impl<K: Kernel> Reconciler<K> {
     /// no snapshot yet.
     fn want(&mut self) -> (Arc<Vec<Workload>>, Option<Want>) {
         let snapshot = self.inputs.snapshot.borrow_and_update().clone();
+        let snapshot = snapshot.seen(&self.inputs.unreachable.borrow_and_update());
         let workloads = self.inputs.workloads.borrow_and_update().clone();
         let want = match &*self.inputs.me.borrow_and_update() {
             // It may have seen a snapshot already, but reflects no revision.
@@ -332,6 +336,7 @@ mod tests {
         snapshot: watch::Sender<Arc<Snapshot>>,
         workloads: watch::Sender<Arc<Vec<Workload>>>,
         me: watch::Sender<Option<Me>>,
+        unreachable: watch::Sender<BTreeSet<NodeId>>,
         changes: watch::Sender<()>,
     }
 
@@ -343,16 +348,18 @@ mod tests {
         let (snapshot, snapshot_rx) = watch::channel(Arc::new(world.snapshot));
         let (workloads, workloads_rx) = watch::channel(Arc::new(world.workloads));
         let (me, me_rx) = watch::channel(Some(world.me));
+        let (unreachable, unreachable_rx) = watch::channel(BTreeSet::new());
         let (changes, changes_rx) = watch::channel(());
         let inputs = Inputs {
             snapshot: snapshot_rx,
             workloads: workloads_rx,
             me: me_rx,
+            unreachable: unreachable_rx,
             changes: changes_rx,
         };
         let (reconciler, handle) = Reconciler::new(kernel.clone(), inputs);
         tokio::spawn(reconciler.run());
-        Bench { kernel, handle, snapshot, workloads, me, changes }
+        Bench { kernel, handle, snapshot, workloads, me, unreachable, changes }
     }
 
     #[tokio::test]
@@ -383,6 +390,29 @@ mod tests {
         bench.handle.settle().await.unwrap();
         assert_eq!(bench.kernel.log.lock().unwrap().len(), 1);
         assert_eq!(bench.handle.outcome().borrow().applied, bench.snapshot.borrow().revision);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_cannot_be_reached_gets_no_new_flows_until_it_can() {
+        let mut world = fixture::two_nodes();
+        fixture::add_service(&mut world.snapshot, 200);
+        let there = world.snapshot.nodes.keys().find(|id| **id != world.me.id).cloned();
+        let bench = start_in(world, Fake::default());
+        let eligible = || {
+            let state = bench.kernel.state.lock().unwrap();
+            let eligible = |value: &&plan::Value| {
+                matches!(value, plan::Value::Endpoint { eligible: true, .. })
+            };
+            state.values().filter(eligible).count()
+        };
+        bench.handle.settle().await.unwrap();
+        assert_eq!(eligible(), 2);
+        bench.unreachable.send_replace(there.into_iter().collect());
+        bench.handle.settle().await.unwrap();
+        assert_eq!(eligible(), 1);
+        bench.unreachable.send_replace([].into());
+        bench.handle.settle().await.unwrap();
+        assert_eq!(eligible(), 2);
     }
 
     #[tokio::test(start_paused = true)]

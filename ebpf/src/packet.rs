@@ -60,7 +60,18 @@ macro_rules! headers {
     )+};
 }
 headers!(
-    Arp, Ethernet, Icmp, Ipv4, Outer, Probe, Tcp, u8, [u8; 2], [u8; 4], [[u8; 4]; 2], [u8; 136]
+    Arp,
+    Ethernet,
+    Icmp,
+    Ipv4,
+    Outer,
+    Probe,
+    Tcp,
+    u8,
+    [u8; 2],
+    [u8; 4],
+    [[u8; 4]; 2],
+    [u8; 136]
 );
 
 /// The packet, from its Ethernet header on.

@@ -261,6 +261,51 @@ pub fn packets(node: &Node, counter: &str) -> u64 {
         .unwrap_or_else(|| panic!("no counter {counter}"))
 }
 
+/// Drops at the wire what matches; `rule` is that of nft(8).
+///
+/// # Panics
+/// If the rule is none.
+pub fn block(cluster: &Playground, rule: &str) {
+    let table = "add table bridge block";
+    let chain = "add chain bridge block all { type filter hook forward priority 0; }";
+    let rule = format!("add rule bridge block all {rule} counter drop");
+    must(cluster.wire().exec(&["nft", &[table, chain, &rule].join("; ")]));
+}
+
+/// Packets that were blocked.
+///
+/// # Panics
+/// If nothing is.
+#[must_use]
+pub fn blocked(cluster: &Playground) -> u64 {
+    let rules = must(cluster.wire().exec(&["nft", "list", "table", "bridge", "block"]));
+    let counts = rules.split("counter packets ").skip(1);
+    counts.filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Lets everything pass again.
+///
+/// # Panics
+/// If nothing was blocked.
+pub fn unblock(cluster: &Playground) {
+    must(cluster.wire().exec(&["nft", "delete", "table", "bridge", "block"]));
+}
+
+/// The path from a node to another, as it says itself.
+#[must_use]
+pub fn path(from: &Node, to: &Node) -> Value {
+    inspect(from, "node", to.name())["path"].take()
+}
+
+/// Waits until the path from a node to another is in this state.
+///
+/// # Panics
+/// After [`PATIENCE`].
+pub fn reaches(from: &Node, to: &Node, state: &str) {
+    let what = format!("{} is {state} from {}", to.name(), from.name());
+    eventually(&what, || path(from, to)["reach"] == state);
+}
+
 fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e} in {text:?}"))
 }

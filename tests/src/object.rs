@@ -10,8 +10,8 @@ use aya::programs::{ProgramError, ProgramFd, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use netagent_common::{
     ALLOWED_LIST_BITS, AllowedKey, Config, Count, Counter, Endpoint, EndpointKey, Flow, FlowKey,
-    Network, Peer, Port, Probed, Published, PublishedKey, Service, Slot, SlotKey, SubnetKey, VirtualKey,
-    maps, programs,
+    Network, Peer, Port, Probed, Published, PublishedKey, Service, Slot, SlotKey, SubnetKey,
+    VirtualKey, maps, programs,
 };
 use xtask::command::checkout;
 

@@ -10,25 +10,31 @@ use super::error::ApiError;
 use super::extract::{Body, InPath, InQuery};
 use super::identity::Identity;
 use super::server::App;
-use super::types::{CertificateReply, CertificateRequest, ErrorBody, StatusReport};
+use super::types::{CertificateReply, CertificateRequest, ErrorBody, NodeDetail, StatusReport};
 use crate::cluster;
 use crate::model::{Node, NodeId};
 
 /// Members of the cluster
-#[utoipa::path(get, operation_id = "list_nodes", path = "/v1/nodes", tag = "nodes", responses((status = 200, body = [Node])))]
-pub(super) async fn list(State(app): State<App>) -> Json<Vec<Node>> {
-    Json(app.cluster.snapshot().nodes.values().cloned().collect())
+#[utoipa::path(get, operation_id = "list_nodes", path = "/v1/nodes", tag = "nodes", responses((status = 200, body = [NodeDetail])))]
+pub(super) async fn list(State(app): State<App>) -> Json<Vec<NodeDetail>> {
+    Json(app.cluster.snapshot().nodes.values().map(|node| detail(&app, node)).collect())
 }
 
 /// One member
 #[utoipa::path(get, operation_id = "inspect_node", path = "/v1/nodes/{node}", tag = "nodes",
     params(("node" = String, Path, description = "Host name or identifier")),
-    responses((status = 200, body = Node), (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = NodeDetail), (status = 404, body = ErrorBody)))]
 pub(super) async fn inspect(
     State(app): State<App>,
     InPath(node): InPath<String>,
-) -> Result<Json<Node>, ApiError> {
-    Ok(Json(cluster::find_node(&app.cluster.snapshot(), &node)?.clone()))
+) -> Result<Json<NodeDetail>, ApiError> {
+    Ok(Json(detail(&app, cluster::find_node(&app.cluster.snapshot(), &node)?)))
+}
+
+/// The node, with what this one knows of the path to it.
+fn detail(app: &App, node: &Node) -> NodeDetail {
+    let path = app.node.as_ref().and_then(|here| here.paths.borrow().get(&node.id).cloned());
+    NodeDetail { node: node.clone(), path }
 }
 
 /// How a node is removed.

@@ -1,16 +1,20 @@
 //! `/v1/counters` and `/v1/verify`: what the kernel of this very node counts and has.
 //! Only its own administrators are told.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use tokio::sync::watch;
 
 use super::error::ApiError;
 use super::server::App;
 use super::types::{CounterReading, ErrorBody};
 use crate::kernel;
+use crate::model::{NodeId, Path};
 use crate::reconcile::{self, Verified};
 use crate::workload::Workloads;
 
@@ -23,6 +27,8 @@ pub struct ThisNode {
     pub reconcile: reconcile::Handle,
     /// Where the datapath is pinned.
     pub bpf_dir: PathBuf,
+    /// What is known of the paths to the other nodes.
+    pub paths: watch::Receiver<Arc<BTreeMap<NodeId, Path>>>,
 }
 
 impl App {

@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 
 use crate::model::{
     ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, HealthCheck, Name, Network,
-    NetworkId, Node, NodeId, Prefer, Protocol, PublishMode, Role, Scheduler, Service, ServiceId,
-    Task, WorkloadId,
+    NetworkId, Node, NodeId, Path, Prefer, Protocol, PublishMode, Role, Scheduler, Service,
+    ServiceId, Task, WorkloadId,
 };
 
 /// Body of every reply that is not a success.
@@ -483,6 +483,16 @@ pub struct CounterReading {
     pub packets: u64,
     /// Bytes of these packets, Ethernet header included.
     pub bytes: u64,
+}
+
+/// `GET /v1/nodes/{node}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeDetail {
+    /// The node.
+    #[serde(flatten)]
+    pub node: Node,
+    /// The path to it from the node that was asked; none to that node itself.
+    pub path: Option<Path>,
 }
 
 /// What a node tells of itself when it joins and whenever it changes.

@@ -40,7 +40,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::plan::{Key, LINK_PREFIX, MapKey, Ns, Op, Sysctl, Value};
 
-pub use bpf::{Flows, Logs, Swept, counters, object, object_digest};
+pub use bpf::{Flows, Logs, Probes, Swept, counters, object, object_digest};
 pub use ipvs::Error as IpvsError;
 pub use route::ROUTE_PROTOCOL;
 

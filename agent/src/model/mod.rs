@@ -7,6 +7,7 @@ mod mac;
 mod name;
 mod network;
 mod node;
+mod path;
 mod service;
 mod snapshot;
 mod workload;
@@ -17,6 +18,7 @@ pub use mac::Mac;
 pub use name::{InvalidName, Name};
 pub use network::{Network, Vni};
 pub use node::{Datapath, Node, NodeStatus, Role};
+pub use path::{Path, Reach};
 pub use service::{
     EndpointMode, Health, Prefer, Protocol, PublishMode, PublishedPort, Scheduler, Service,
     ServiceNetwork, Task,

@@ -1,4 +1,5 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,10 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceId, Service>,
     /// Endpoints.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// Nodes that packets of this node do not reach. That is what one node sees: it is neither
+    /// stored nor sent, and empty where it was not added by [`Snapshot::seen`].
+    #[serde(skip)]
+    pub unreachable: BTreeSet<NodeId>,
 }
 
 /// An endpoint that serves a service.
@@ -68,6 +73,15 @@ pub struct Backend<'a> {
 }
 
 impl Snapshot {
+    /// The same as a node sees it that cannot reach these others.
+    #[must_use]
+    pub fn seen(mut self: Arc<Self>, unreachable: &BTreeSet<NodeId>) -> Arc<Self> {
+        if self.unreachable != *unreachable {
+            Arc::make_mut(&mut self).unreachable.clone_from(unreachable);
+        }
+        self
+    }
+
     /// The network with this name, or else with this identifier (its first
     /// twelve characters are enough).
     #[must_use]
@@ -118,10 +132,11 @@ impl Snapshot {
     /// Every service's backends on each of its networks, in order of address, and for
     /// each whether it may take new connections.
     ///
-    /// That is so if its task and its node's datapath allow it and its node is ready. A
-    /// node that is not may be well all the same, and only its agent silent: where no
-    /// backend's node is ready, none is passed over for that. A service is never emptied
-    /// on suspicion alone.
+    /// That is so if its task and its node's datapath allow it, and its node can be reached
+    /// and is ready. A node that is not ready may be well all the same, and only its agent
+    /// silent; one that cannot be reached from here may be from elsewhere. So where no
+    /// backend's node can be reached, none is passed over for that, and likewise where none
+    /// of those that are left is ready. A service is never emptied on suspicion alone.
     #[must_use]
     pub fn backends(&self) -> BTreeMap<(&ServiceId, &NetworkId), Vec<Backend<'_>>> {
         let mut all: BTreeMap<_, Vec<Backend<'_>>> = BTreeMap::new();
@@ -139,9 +154,8 @@ impl Snapshot {
         }
         for backends in all.values_mut() {
             backends.sort_by_key(|b| b.endpoint.address);
-            if backends.iter().any(|b| b.eligible && self.is_ready(b.endpoint)) {
-                backends.iter_mut().for_each(|b| b.eligible &= self.is_ready(b.endpoint));
-            }
+            prefer(backends, |endpoint| self.is_reachable(endpoint));
+            prefer(backends, |endpoint| self.is_ready(endpoint));
         }
         all
     }
@@ -156,6 +170,12 @@ impl Snapshot {
         task.is_eligible() && carried && service.is_on(&endpoint.network)
     }
 
+    /// Whether packets of this node reach the endpoint's.
+    #[must_use]
+    pub fn is_reachable(&self, endpoint: &Endpoint) -> bool {
+        !self.unreachable.contains(&endpoint.node)
+    }
+
     fn is_ready(&self, endpoint: &Endpoint) -> bool {
         self.nodes.get(&endpoint.node).is_some_and(|n| n.status == NodeStatus::Ready)
     }
@@ -167,5 +187,12 @@ impl Snapshot {
         let underlay = self.nodes.values().map(|n| n.mtu).min().unwrap_or(1500);
         let largest = underlay.saturating_sub(netagent_common::VXLAN_OVERHEAD);
         network.mtu.map_or(largest, |chosen| chosen.min(largest))
+    }
+}
+
+/// Passes over those that are not `good`, while one that is good is eligible.
+fn prefer(backends: &mut [Backend<'_>], good: impl Fn(&Endpoint) -> bool) {
+    if backends.iter().any(|b| b.eligible && good(b.endpoint)) {
+        backends.iter_mut().for_each(|b| b.eligible &= good(b.endpoint));
     }
 }

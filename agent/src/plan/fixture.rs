@@ -106,6 +106,7 @@ pub(crate) fn two_nodes() -> World {
         networks: [network].map(|n| (n.id.clone(), n)).into(),
         services: [].into(),
         endpoints: [mine.clone(), other].map(|e| (e.id.clone(), e)).into(),
+        unreachable: [].into(),
     };
     World { snapshot, workloads: vec![workload(42, &[mine])], me }
 }

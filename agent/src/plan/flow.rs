@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use netagent_common::{
     Affinity, AffinityKey, Endpoint, EndpointKey, Flow, FlowKey, Kind, Load, Published,
@@ -22,7 +23,13 @@ const FRAGMENTS: u32 = 30;
 /// Seconds without a packet after which a flow is forgotten that no service tells of.
 const IDLE: u32 = 3600;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const SCTP: u8 = 132;
+
+/// For so long a node may be out of reach without its connections being given up: a link that
+/// was cut for half a minute costs nobody a connection, and who waits for a node that is off
+/// learns it before TCP would tell (15 minutes, `net.ipv4.tcp_retries2`).
+pub const GIVEN_UP: Duration = Duration::from_secs(60);
 
 /// What the flows lead to.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +40,26 @@ pub struct Tables {
     pub services: HashMap<EndpointKey, Service>,
     /// Map `PUBLISHED`.
     pub published: HashMap<PublishedKey, Published>,
+    /// Where nothing leads at present.
+    pub lost: Lost,
+}
+
+/// Nodes that cannot be reached, by VTEP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// All of them. A flow without a connection goes to another backend at once.
+    pub now: HashSet<[u8; 4]>,
+    /// Those that could not be for [`GIVEN_UP`]. Connections end, too.
+    pub for_good: HashSet<[u8; 4]>,
+}
+
+impl Lost {
+    /// Whether flows of `protocol` to `backend` lead nowhere, while others may take them.
+    fn has(&self, backend: &Endpoint, protocol: u8) -> bool {
+        let connected = matches!(protocol, TCP | SCTP);
+        let nodes = if connected { &self.for_good } else { &self.now };
+        !backend.is_eligible() && nodes.contains(&backend.vtep)
+    }
 }
 
 /// What there is to do.
@@ -86,7 +113,8 @@ pub fn sweep(flows: &[(FlowKey, Flow)], tables: &Tables, now: u32) -> Sweep {
     for (key, flow) in flows {
         let keep = match key.kind() {
             Some(Kind::Choice) => {
-                let orphan = !tables.serves(key.vni, flow.ip, key.called);
+                let orphan = !tables.serves(key.vni, flow.ip, key.called)
+                    || tables.is_lost(key.vni, flow.ip, key.protocol);
                 if orphan && key.protocol == TCP && flow.state & Flow::CLOSING == 0 {
                     sweep.orphans.extend(tables.orphan(key, exits.get(&tuple(key)).copied()));
                 }
@@ -172,6 +200,19 @@ impl Tables {
     /// Whether the endpoint is a backend behind `vip`.
     fn serves(&self, vni: u32, ip: [u8; 4], vip: [u8; 4]) -> bool {
         self.endpoint(vni, ip).is_some_and(|endpoint| endpoint.serves == vip)
+    }
+
+    /// Whether flows of `protocol` to this backend lead nowhere, while others may take them.
+    fn is_lost(&self, vni: u32, ip: [u8; 4], protocol: u8) -> bool {
+        self.endpoint(vni, ip).is_some_and(|backend| self.lost.has(backend, protocol))
+    }
+
+    /// The backends that flows lead to, each with its network and what it serves.
+    #[must_use]
+    pub fn backends(&self) -> HashSet<(u32, Ipv4Addr, Ipv4Addr)> {
+        let serves = |(_, e): &(&EndpointKey, &Endpoint)| e.is_backend() && !self.lost.has(e, UDP);
+        let backends = self.endpoints.iter().filter(serves);
+        backends.map(|(key, e)| (key.vni, key.ip(), e.serves.into())).collect()
     }
 
     /// Whether the endpoint is here and may be called by the address `called`: its own, or
@@ -265,6 +306,7 @@ mod tests {
                 Published::new(VNI, VIP.into(), 80, 0, 1450),
             )]
             .into(),
+            lost: Lost::default(),
         }
     }
 
@@ -416,6 +458,27 @@ mod tests {
         tables.endpoints.insert(key, other);
         assert_eq!(sweep(&[choice(CLIENT, TCP)], &tables, NOW).orphans.len(), 1);
         assert_eq!(removed(&[inwards(TCP), outwards()], &tables), 2);
+    }
+
+    #[test]
+    fn flows_leave_a_node_that_cannot_be_reached_and_connections_when_that_lasts() {
+        const THERE: [u8; 4] = [192, 168, 50, 12];
+        let key = EndpointKey::new(VNI, BACKEND.into());
+        let mut tables = tables();
+        let there = Endpoint::remote([2; 6], THERE.into());
+        tables.endpoints.insert(key, there.serving(VIP.into(), false));
+        let flows = [choice(CLIENT, TCP), choice(CLIENT, SCTP), choice(CLIENT, UDP)];
+        assert_eq!((removed(&flows, &tables), tables.backends().len()), (0, 1));
+        tables.lost.now.insert(THERE);
+        let swept = sweep(&flows, &tables, NOW);
+        assert_eq!((swept.remove, swept.orphans), (vec![flows[2]], vec![]));
+        assert_eq!(tables.backends().len(), 0);
+        tables.lost.for_good.insert(THERE);
+        let swept = sweep(&flows, &tables, NOW);
+        assert_eq!((swept.remove.len(), swept.orphans.len()), (3, 1), "SCTP has no such word");
+        // Where nobody else is left they stay: it may be reached again.
+        tables.endpoints.insert(key, there.serving(VIP.into(), true));
+        assert_eq!((removed(&flows, &tables), tables.backends().len()), (0, 1));
     }
 
     #[test]

@@ -43,11 +43,15 @@ pub(super) fn schedule(state: &mut State, snapshot: &Snapshot, backends: &Backen
             };
             let key = Key::Map(MapKey::Service(network.vni, vip));
             let Some(Value::Service(balance)) = state.get(&key) else { continue };
-            // What takes new flows is in the ring; the others have weight 0.
+            // What takes new flows is in the ring; the others have weight 0. To IPVS, those
+            // that cannot be reached are gone, or it would keep giving them what it knows:
+            // the flows without connections, which are to go elsewhere. Connections are
+            // carried by the programs, without it.
             let takes: BTreeSet<_> = balance.ring.iter().map(|slot| slot.ip).collect();
             let real: Vec<_> = backends
                 .of(&service.id, &network.id)
                 .iter()
+                .filter(|e| takes.contains(&e.address) || snapshot.is_reachable(e))
                 .filter_map(|e| {
                     let weight =
                         if takes.contains(&e.address) { e.task.as_ref()?.weight } else { 0 };
@@ -445,6 +449,16 @@ mod tests {
         // A virtual server without a real one is ready for the first.
         assert_eq!(weights(&world), [None, None]);
         assert_eq!(virtual_server(&world).scheduler, "wrr");
+    }
+
+    #[test]
+    fn who_cannot_be_reached_is_gone_while_another_is_left() {
+        let mut world = world();
+        let there = world.snapshot.nodes.keys().find(|id| **id != world.me.id).cloned();
+        world.snapshot.unreachable.extend(there);
+        assert_eq!(weights(&world), [Some(1), None]);
+        edit(&mut world, HERE, |task| task.draining = true);
+        assert_eq!(weights(&world), [Some(0), Some(1)]);
     }
 
     #[test]

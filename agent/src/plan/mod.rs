@@ -12,6 +12,7 @@ mod inside;
 mod ipvs;
 mod kernel;
 mod names;
+pub mod path;
 mod ring;
 mod ruleset;
 mod service;

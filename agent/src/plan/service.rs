@@ -339,6 +339,34 @@ mod tests {
     }
 
     #[test]
+    fn nodes_that_cannot_be_reached_are_avoided_before_those_that_do_not_answer() {
+        let (mut world, _) = world();
+        let third = fixture::node(3);
+        let endpoint = {
+            let here = world.snapshot.endpoints.values().find(|e| e.address == HERE).unwrap();
+            let (network, task) = (&world.snapshot.networks[&here.network], here.task.clone());
+            crate::model::Endpoint { task, ..fixture::endpoint(network, &third, 4) }
+        };
+        let last = endpoint.address;
+        world.snapshot.endpoints.insert(endpoint.id.clone(), endpoint);
+        world.snapshot.nodes.insert(third.id.clone(), third.clone());
+        let second = world.snapshot.endpoints.values().find(|e| e.address == THERE).unwrap();
+        let second = second.node.clone();
+        assert_eq!(ring_of(&state(&world)), Some(vec![HERE, THERE, last]));
+        world.snapshot.unreachable.insert(second.clone());
+        assert_eq!(ring_of(&state(&world)), Some(vec![HERE, last]));
+        assert_eq!(role(&state(&world), THERE), (VIP, false));
+        edit(&mut world, HERE, |task| task.draining = true);
+        // What this node sees itself counts for more than what the manager does not hear.
+        world.snapshot.nodes.get_mut(&third.id).unwrap().status = NodeStatus::Down;
+        assert_eq!(ring_of(&state(&world)), Some(vec![last]));
+        world.snapshot.unreachable.insert(third.id.clone());
+        assert_eq!(ring_of(&state(&world)), Some(vec![THERE]), "none is reached: the ready one");
+        world.snapshot.nodes.get_mut(&second).unwrap().status = NodeStatus::Down;
+        assert_eq!(ring_of(&state(&world)), Some(vec![THERE, last]));
+    }
+
+    #[test]
     fn a_node_that_cannot_translate_has_no_backends() {
         let (mut world, _) = world();
         let there = world.snapshot.nodes.values_mut().find(|n| n.id != world.me.id).unwrap();

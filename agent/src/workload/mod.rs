@@ -30,7 +30,7 @@ use tracing::warn;
 
 use crate::cluster::{Cluster, Error};
 use crate::dns::{Forwarder, Names, Server};
-use crate::model::{Hold, Name, NetworkId, NodeId, Workload, WorkloadId};
+use crate::model::{Hold, Name, NetworkId, NodeId, Snapshot, Workload, WorkloadId};
 use crate::reconcile;
 use files::Files;
 use mounts::Mounts;
@@ -74,16 +74,17 @@ struct Making {
 }
 
 impl Workloads {
-    /// Takes up the workloads of `records`: their DNS servers, and the watch over
-    /// what holds them.
+    /// Takes up the workloads of `records`: their DNS servers, which answer from the
+    /// cluster as this node has `seen` it, and the watch over what holds them.
     pub async fn open(
         records: Records,
         run_dir: PathBuf,
         cluster: Cluster,
+        seen: watch::Receiver<Arc<Snapshot>>,
         reconcile: reconcile::Handle,
     ) -> Self {
         let forwarder = Forwarder::new(RESOLV_CONF.into());
-        let names = Names::new(cluster.subscribe(), cluster.datapath(), forwarder);
+        let names = Names::new(seen, cluster.datapath(), forwarder);
         let workloads = Self(Arc::new(Inner {
             cluster,
             reconcile,

@@ -9,6 +9,7 @@ mod everywhere;
 mod garbage;
 mod isolation;
 mod names;
+mod paths;
 mod plain_vxlan;
 mod removal;
 mod residue;

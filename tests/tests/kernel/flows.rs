@@ -7,6 +7,7 @@ use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
 use netagent::kernel::{Flows, KernelConfig, Swept};
 use netagent::model::Datapath;
+use netagent::plan::flow::Lost;
 use netagent_common::{
     Affinity, AffinityKey, EndpointKey, Flow, FlowKey, Kind, Load, maps as names,
 };
@@ -85,7 +86,7 @@ fn what_leads_nowhere_goes_and_what_backends_have_to_do_is_counted() {
         affinity.insert(client(2), Affinity { ip: THERE, seen: now() }, 0).unwrap();
         affinity.insert(client(3), Affinity { ip: GONE, seen: now() }, 0).unwrap();
 
-        let swept = flows.sweep().await.unwrap();
+        let swept = flows.sweep(Lost::default()).await.unwrap();
         assert_eq!(swept, Swept { seen: 6, removed: 2, told: 1 });
         // There is no such client: its kernel resets what it is told of, and that is seen.
         let running = map.iter().map(Result::unwrap).filter(|(_, f)| f.state & Flow::CLOSING == 0);
@@ -99,11 +100,11 @@ fn what_leads_nowhere_goes_and_what_backends_have_to_do_is_counted() {
 
         assert_eq!(flows.running(HERE.into()).await.unwrap(), 2);
         assert_eq!(flows.running(GONE.into()).await.unwrap(), 0);
-        let again = flows.sweep().await.unwrap();
+        let again = flows.sweep(Lost::default()).await.unwrap();
         assert_eq!((again.removed, again.told), (0, 0));
         let vip = Ipv4Addr::from(VIP);
         let backends = [HERE, THERE].map(|ip| (VNI, ip.into(), vip));
-        assert_eq!(flows.backends().await.unwrap(), backends.into());
+        assert_eq!(flows.backends(Lost::default()).await.unwrap(), backends.into());
     });
 }
 
@@ -118,7 +119,10 @@ fn thousands_of_flows_are_seen_once_each() {
             map.insert(key(Kind::Choice, port), flow, 0).unwrap();
         }
         let flows = Flows::new(&bench.config().bpf_dir);
-        assert_eq!(flows.sweep().await.unwrap(), Swept { seen: 20_000, removed: 0, told: 0 });
+        assert_eq!(
+            flows.sweep(Lost::default()).await.unwrap(),
+            Swept { seen: 20_000, removed: 0, told: 0 }
+        );
         let load = open::<EndpointKey, Load>(bench, names::LOAD);
         for backend in [HERE, THERE] {
             let load = load.get(&EndpointKey::new(VNI, backend.into()), 0).unwrap();
@@ -131,9 +135,9 @@ fn thousands_of_flows_are_seen_once_each() {
 fn without_a_datapath_there_are_no_flows() {
     on_a_host(async |bench| {
         let flows = Flows::new(&bench.config().bpf_dir);
-        assert_eq!(flows.sweep().await.unwrap(), Swept::default());
+        assert_eq!(flows.sweep(Lost::default()).await.unwrap(), Swept::default());
         assert_eq!(flows.running(HERE.into()).await.unwrap(), 0);
-        assert!(flows.backends().await.unwrap().is_empty());
+        assert!(flows.backends(Lost::default()).await.unwrap().is_empty());
     });
 }
 
@@ -169,7 +173,7 @@ fn a_client_whose_backend_is_gone_gets_a_segment_of_the_service() {
         let (key, flow) = choice(40_000, GONE);
         map.insert(key, flow, 0).unwrap();
         let text = seen(&bench.inside(), "eth0", async {
-            assert_eq!(flows.sweep().await.unwrap().told, 1);
+            assert_eq!(flows.sweep(Lost::default()).await.unwrap().told, 1);
         })
         .await;
         assert_eq!(text.matches("10.0.0.200.80 > 10.0.0.2.40000: Flags [.], cksum").count(), 2);
@@ -200,7 +204,7 @@ fn a_client_outside_gets_it_from_the_published_port() {
         };
         map.insert(exit, back, 0).unwrap();
         let text = seen("", "wire", async {
-            assert_eq!(flows.sweep().await.unwrap().told, 1);
+            assert_eq!(flows.sweep(Lost::default()).await.unwrap().told, 1);
         })
         .await;
         let segment = "192.168.50.11.8080 > 192.168.50.100.50001: Flags [.]";

@@ -156,6 +156,7 @@ impl World {
             nodes: [here.clone(), there].map(|n| (n.id.clone(), n)).into(),
             networks: networks.map(|n| (n.id.clone(), n)).into(),
             services: [(service.id.clone(), service)].into(),
+            unreachable: [].into(),
         };
         let me = Me {
             id: here.id,

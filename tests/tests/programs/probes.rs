@@ -116,6 +116,7 @@ fn a_workload_cannot_send_one() {
     let probe = Probe::request(ID).bytes();
     let bare = ethernet(A.mac, TO).ethertype(ethertype).payload(probe).build();
     node.from_endpoint(A, &bare).dropped(Counter::DropOtherProtocol);
-    let tunnelled = ethernet(A.mac, GATEWAY_MAC).ipv4(A.ip, THERE).udp(1, VXLAN_PORT).vxlan(PROBE_VNI);
+    let tunnelled =
+        ethernet(A.mac, GATEWAY_MAC).ipv4(A.ip, THERE).udp(1, VXLAN_PORT).vxlan(PROBE_VNI);
     node.from_endpoint(A, &framed(tunnelled, &probe, 0)).dropped(Counter::DropForgedTunnel);
 }

@@ -6,6 +6,7 @@ mod churn;
 mod ipvs;
 mod life;
 mod mesh;
+mod paths;
 mod residue;
 mod scenario;
 mod voting;

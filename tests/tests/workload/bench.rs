@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use netagent::api::types::{Attach, CreateWorkload, InitRequest, WorkloadReady};
 use netagent::cluster::{Cluster, ClusterConfig, Error};
 use netagent::facts::{Host, HostReader, Link};
-use netagent::model::{Datapath, Snapshot};
+use netagent::model::{Datapath, NodeId, Snapshot};
 use netagent::plan::{Key, Me, Op, State};
 use netagent::reconcile::{Handle, Inputs, Kernel, Reconciler};
 use netagent::workload::{Records, Workloads};
@@ -88,7 +88,7 @@ pub(crate) struct Agent {
     dir: tempfile::TempDir,
     pub(crate) handle: Handle,
     /// The loop ends without it.
-    _me: watch::Sender<Option<Me>>,
+    _inputs: (watch::Sender<Option<Me>>, watch::Sender<BTreeSet<NodeId>>),
 }
 
 impl Agent {
@@ -112,7 +112,7 @@ impl Agent {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             host: Arc::new(OneLink),
         };
-        let (cluster, workloads, handle, me) = runtime.block_on(async {
+        let (cluster, workloads, handle, inputs) = runtime.block_on(async {
             let cluster = Cluster::open(config).await.expect("a control plane");
             if new {
                 cluster.init(InitRequest::default()).await.expect("a cluster");
@@ -133,10 +133,12 @@ impl Agent {
                 object: "digest".to_owned(),
             };
             let me = watch::Sender::new(Some(me));
+            let unreachable = watch::Sender::default();
             let inputs = Inputs {
                 snapshot: cluster.subscribe(),
                 workloads: records.subscribe(),
                 me: me.subscribe(),
+                unreachable: unreachable.subscribe(),
                 changes: watch::channel(()).1,
             };
             let (reconciler, handle) = Reconciler::new(kernel.clone(), inputs);
@@ -148,10 +150,11 @@ impl Agent {
                     reporting.report_applied(outcome.borrow_and_update().applied);
                 }
             });
-            let workloads = Workloads::open(records, run, cluster.clone(), handle.clone()).await;
-            (cluster, workloads, handle, me)
+            let (own, seen) = (cluster.clone(), cluster.subscribe());
+            let workloads = Workloads::open(records, run, own, seen, handle.clone()).await;
+            (cluster, workloads, handle, (me, unreachable))
         });
-        Self { runtime, cluster, workloads, kernel, dir, handle, _me: me }
+        Self { runtime, cluster, workloads, kernel, dir, handle, _inputs: inputs }
     }
 
     /// Ends, without a word to anybody, and starts again.

@@ -114,6 +114,19 @@ fn nodes_that_are_down_are_avoided_as_long_as_others_are_left() {
 }
 
 #[test]
+fn nodes_that_cannot_be_reached_are_avoided_as_long_as_others_are_left() {
+    let mut cluster = cluster();
+    for (node, left) in [("10.0.0.2", vec![3]), ("10.0.0.3", vec![2, 3])] {
+        cluster = cluster.on_a_node(node, NodeStatus::Ready);
+        let endpoints = &cluster.snapshot.endpoints;
+        let there = endpoints.values().find(|e| e.address.to_string() == node).unwrap();
+        cluster.snapshot.unreachable.insert(there.node.clone());
+        assert_eq!(hosts(resolve(&cluster, "tasks.web")), left);
+    }
+    assert_eq!(hosts(resolve(&cluster, "w2")), [2], "a workload's own name stays");
+}
+
+#[test]
 fn published_ports_are_located_at_their_targets() {
     let cluster = cluster();
     assert_eq!(located(resolve(&cluster, "_80._tcp.web")), ["web.shop:80/0"]);

@@ -13,7 +13,7 @@ use netagent_common::{Affinity, AffinityKey, EndpointKey, Flow, FlowKey, Load, m
 use nix::time::{ClockId, clock_gettime};
 
 use crate::kernel::poke;
-use crate::plan::flow::{self, Sweep, Tables};
+use crate::plan::flow::{self, Lost, Sweep, Tables};
 
 use super::batch;
 use super::maps::of;
@@ -58,26 +58,24 @@ impl Flows {
         Ok(self.blocking(of_it).await?.unwrap_or(0))
     }
 
-    /// The backends that the programs know of, each with its network and what it serves.
+    /// The backends that the programs know of, each with its network and what it serves;
+    /// without those on nodes that are `lost`, while there are others.
     ///
     /// # Errors
     /// If a map cannot be read.
-    pub async fn backends(&self) -> Result<HashSet<(u32, Ipv4Addr, Ipv4Addr)>> {
-        let all = |this: &Self| {
-            let endpoints = this.tables()?.endpoints.into_iter();
-            let backends = endpoints.filter(|(_, endpoint)| endpoint.serves != [0; 4]);
-            Ok(backends.map(|(key, e)| (key.vni, key.ip(), e.serves.into())).collect())
-        };
+    pub async fn backends(&self, lost: Lost) -> Result<HashSet<(u32, Ipv4Addr, Ipv4Addr)>> {
+        let all = move |this: &Self| Ok(Tables { lost, ..this.tables()? }.backends());
         Ok(self.blocking(all).await?.unwrap_or_default())
     }
 
     /// Goes through all flows once: removes what is over or leads nowhere, counts anew what
-    /// each backend has to do, and tells TCP clients whose backend is gone.
+    /// each backend has to do, and tells TCP clients whose backend is gone. Backends on nodes
+    /// that are `lost` are left, as long as there are others.
     ///
     /// # Errors
     /// If a map cannot be read or written. Who could not be told is logged.
-    pub async fn sweep(&self) -> Result<Swept> {
-        Ok(self.blocking(Self::sweep_now).await?.unwrap_or_default())
+    pub async fn sweep(&self, lost: Lost) -> Result<Swept> {
+        Ok(self.blocking(|this| this.sweep_now(lost)).await?.unwrap_or_default())
     }
 
     /// Entries that the table of flows has room for; `None` where no datapath is loaded.
@@ -102,12 +100,12 @@ impl Flows {
         tokio::task::spawn_blocking(run).await?.context("going through the flows")
     }
 
-    fn sweep_now(&self) -> Result<Swept> {
+    fn sweep_now(&self, lost: Lost) -> Result<Swept> {
         // In this order: what a flow leads to was there when the flow began.
         let flows = self.entries(names::FLOWS)?;
         let affinities = self.entries::<AffinityKey, Affinity>(names::AFFINITY)?;
         let loads = self.entries::<EndpointKey, Load>(names::LOAD)?;
-        let (tables, now) = (self.tables()?, now()?);
+        let (tables, now) = (Tables { lost, ..self.tables()? }, now()?);
         let sweep = flow::sweep(&flows, &tables, now);
         let removed = self.remove(&sweep)?;
         let mut affinity = self.open::<AffinityKey, Affinity>(names::AFFINITY)?;
@@ -159,6 +157,7 @@ impl Flows {
             endpoints: self.entries(names::ENDPOINTS)?.into_iter().collect(),
             services: self.entries(names::SERVICES)?.into_iter().collect(),
             published: self.entries(names::PUBLISHED)?.into_iter().collect(),
+            lost: Lost::default(),
         })
     }
 

@@ -20,6 +20,7 @@ mod logs;
 mod maps;
 mod mount;
 mod pins;
+mod probes;
 mod services;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ use pins::{Pins, remove};
 pub use flows::{Flows, Swept};
 pub use logs::Logs;
 pub(super) use maps::links_in;
+pub use probes::Probes;
 
 /// The eBPF object that this agent carries; empty if it was built without.
 pub fn object() -> &'static [u8] {
