@@ -214,7 +214,8 @@ impl<K: Kernel> Reconciler<K> {
         let want = match &*self.inputs.me.borrow_and_update() {
             // It may have seen a snapshot already, but reflects no revision.
             None => Some(Want { state: State::new(), revision: 0 }),
-            Some(_) if snapshot.cluster.is_none() => None,
+            // One that has just joined knows its cluster, but none of the other members.
+            Some(_) if snapshot.cluster.is_none() || snapshot.revision == 0 => None,
             Some(me) => {
                 let state = plan::desired(&snapshot, &workloads, me);
                 Some(Want { state, revision: snapshot.revision })

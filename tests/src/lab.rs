@@ -267,8 +267,8 @@ pub fn packets(node: &Node, counter: &str) -> u64 {
 /// If the rule is none.
 pub fn block(cluster: &Playground, rule: &str) {
     let table = "add table bridge block";
-    let chain = "add chain bridge block all { type filter hook forward priority 0; }";
-    let rule = format!("add rule bridge block all {rule} counter drop");
+    let chain = "add chain bridge block wire { type filter hook forward priority 0; }";
+    let rule = format!("add rule bridge block wire {rule} counter drop");
     must(cluster.wire().exec(&["nft", &[table, chain, &rule].join("; ")]));
 }
 

@@ -17,9 +17,9 @@ const PEERS_AT_ONCE: u32 = 100;
 /// Probes in a row without an answer after which a node is unreachable: 1.2 s, and up to one
 /// round more since the path broke.
 const LOST: u32 = 3;
-/// The same for a path by which nothing came back yet: the other node, which may have joined
-/// in this moment, is loading its programs.
-const LOST_AT_FIRST: u32 = 15;
+/// The same for a path by which nothing came back yet, 30 s: one of the two nodes, which may
+/// have joined in this moment, is loading its programs.
+const LOST_AT_FIRST: u32 = 75;
 /// Probes in a row that are answered when an unreachable node is reachable again.
 const ANSWERED: u32 = 2;
 /// Rounds without a request of the other node after which it is not heard. Fewer than
