@@ -51,7 +51,10 @@ pub async fn follow(
             Some(me) if me.datapath == Datapath::Ebpf => {
                 probe(&mut probes, &mut peers, &snapshot, me)
             }
-            _ => Ok(peers.clear()),
+            _ => {
+                peers.clear();
+                Ok(())
+            }
         };
         // What lasts is said once.
         let failed = result.err().map(|error| format!("probing the other nodes: {error:#}"));

@@ -109,11 +109,13 @@ fn work(
         ipvs: false,
         object: String::new(),
     }));
+    let (unreachable, unreachable_seen) = watch::channel(BTreeSet::new());
     let (changes, changes_seen) = watch::channel(());
     let inputs = Inputs {
         snapshot: cluster.subscribe(),
         workloads: workloads_seen,
         me: me_seen,
+        unreachable: unreachable_seen,
         changes: changes_seen,
     };
     let (reconciler, handle) = Reconciler::new(Memory::default(), inputs);
@@ -122,7 +124,7 @@ fn work(
     let reporting = cluster.clone();
     tokio::spawn(async move {
         // They live as long as the loop.
-        let _inputs = (me, changes, handle);
+        let _inputs = (me, unreachable, changes, handle);
         while outcome.changed().await.is_ok() {
             let revision = outcome.borrow_and_update().applied;
             reporting.report_applied(revision);

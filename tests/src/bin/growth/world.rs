@@ -125,6 +125,7 @@ impl World {
             networks: [network].map(|n| (n.id.clone(), n)).into(),
             services: services.into_iter().map(|s| (s.id.clone(), s)).collect(),
             endpoints: endpoints.into_iter().map(|e| (e.id.clone(), e)).collect(),
+            unreachable: [].into(),
         };
         let snapshot = Arc::new(snapshot);
         Self { snapshot, workloads: vec![workload], me, network: id, there: there_id }
