@@ -165,6 +165,32 @@ fn tcp_and_udp_arrive_whole_with_any_offloads() {
     }
 }
 
+/// On a wire that carries every segment by itself, the receiver merges them before a program
+/// sees them: as long as the kernel has a VXLAN socket open, and so knows what is inside.
+#[test]
+fn segments_are_merged_that_came_one_by_one() {
+    let site = Site::new("merge");
+    site.playground.node(1).read(&["ethtool", "-K", "eth0", "tso", "off"]).unwrap();
+    // A veth merges nothing that came from one that could have sent it whole.
+    site.playground.wire().read(&["ethtool", "-K", "n2", "tso", "off"]).unwrap();
+    site.playground.node(2).read(&["ethtool", "-K", "eth0", "gro", "on"]).unwrap();
+    let before = site.counters();
+    site.a.transfers(&site.c, C.ip, 8 << 20);
+    let moved = site.since(&before);
+    nothing_dropped(&moved);
+    let of = |moved: &[(Counter, Count)], counter| {
+        moved
+            .iter()
+            .find(|(each, _)| *each == counter)
+            .map_or((0, 0), |(_, c)| (c.packets, c.bytes))
+    };
+    let (merged, bytes) = of(&moved[1], Counter::Decapsulated);
+    assert!(bytes > 8 << 20, "{moved:?}");
+    // None would be larger than a full frame on the wire.
+    assert!(merged * (MTU as u64 + 64) < bytes, "{merged} packets of {bytes} bytes: {moved:?}");
+    assert_eq!(site.c.checksum_errors(), 0);
+}
+
 /// A merged packet keeps the size of the segments that it was made of: what a program
 /// took out of the tunnel may be cut again on its way.
 #[test]
