@@ -10,6 +10,7 @@
 mod apt;
 pub mod bench;
 pub mod build;
+pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod demo;

@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use xtask::build::{self, Profile};
 use xtask::cluster::{self, Mix};
 use xtask::setup::{self, Need};
-use xtask::{bench, demo, faults, install, lint, test, vagrant, vm};
+use xtask::{bench, chaos, demo, faults, install, lint, test, vagrant, vm};
 
 /// Builds, tries and tests netagent.
 #[derive(Parser)]
@@ -87,6 +87,8 @@ enum Command {
     },
     /// Breaks a cluster in every way and measures what users notice; `test faults` is all of it
     Faults(faults::Options),
+    /// Kills, freezes and cuts at random while workloads come and go; all must come right
+    Chaos(chaos::Options),
     /// Echoes lines and datagrams at a port
     #[command(hide = true)]
     LoadServer {
@@ -180,6 +182,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench { options, verb: None } => bench::run(&options)?,
         Command::BenchWorker { work } => bench::worker::run(&work)?,
         Command::Faults(options) => faults::run(&options)?,
+        Command::Chaos(options) => chaos::run(&options)?,
         Command::LoadServer { port } => faults::serve(port)?,
         Command::Lint => lint::all()?,
     }

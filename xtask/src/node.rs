@@ -171,6 +171,25 @@ impl Node {
     /// If the binary is missing, or the agent ends or does not answer; the error
     /// carries the end of its log.
     pub fn start_agent(&self) -> Result<()> {
+        self.begin_agent()?;
+        let ended = || self.has_ended();
+        let process = self.agent().with_context(ended)?;
+        let answers = || {
+            if !process.is_alive() {
+                bail!(ended());
+            }
+            Ok(UnixStream::connect(self.socket()).ok().map(drop))
+        };
+        let what = format!("the agent of {} to answer at {}", self.name(), self.socket().display());
+        eventually(&what, Duration::from_secs(30), answers)
+            .with_context(|| format!("log: {}", self.log().display()))
+    }
+
+    /// Starts its agent and does not wait. Does nothing if it runs.
+    ///
+    /// # Errors
+    /// If the binary is missing or the agent ends at once.
+    pub fn begin_agent(&self) -> Result<()> {
         if self.agent().is_some() {
             return Ok(());
         }
@@ -186,21 +205,14 @@ impl Node {
         let child =
             command.spawn().with_context(|| format!("cannot start `{}`", command.line()))?;
         let pid = i32::try_from(child.id()).context("a pid fits an i32")?;
-        let ended = || {
-            let said = self.log_end();
-            format!("the agent of {} has ended; its log ends with:\n{said}", self.name())
-        };
-        let process = Process::of(pid).with_context(ended)?;
-        fs::write(self.pid_file(), format!("{} {}\n", process.pid, process.start))?;
-        let answers = || {
-            if !process.is_alive() {
-                bail!(ended());
-            }
-            Ok(UnixStream::connect(self.socket()).ok().map(drop))
-        };
-        let what = format!("the agent of {} to answer at {}", self.name(), self.socket().display());
-        eventually(&what, Duration::from_secs(30), answers)
-            .with_context(|| format!("log: {}", self.log().display()))
+        let process = Process::of(pid).with_context(|| self.has_ended())?;
+        fs::write(self.pid_file(), format!("{} {}\n", process.pid, process.start))
+            .with_context(|| format!("cannot write {}", self.pid_file().display()))
+    }
+
+    fn has_ended(&self) -> String {
+        let said = self.log_end();
+        format!("the agent of {} has ended; its log ends with:\n{said}", self.name())
     }
 
     /// Kills its agent as `kill -9` does; what it has set up stays.
