@@ -3,6 +3,8 @@
 //! of it (which address to advertise, which destinations no network may take) is
 //! decided by pure functions.
 
+mod rules;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -227,7 +229,7 @@ impl HostReader for Netlink {
 pub struct Changes {
     /// Addresses, routes and links of the host's own.
     pub host: watch::Receiver<()>,
-    /// Links, addresses and routes of netagent's.
+    /// Links, addresses, routes and rules of netagent's.
     pub ours: watch::Receiver<()>,
 }
 
@@ -242,6 +244,7 @@ impl Changes {
             .context("cannot open a netlink socket for changes")?;
         let ((host, host_rx), (ours, ours_rx)) = (watch::channel(()), watch::channel(()));
         tokio::spawn(connection);
+        tokio::spawn(rules::follow(ours.clone()));
         tokio::spawn(async move {
             // The connection closes with it.
             let _open = handle;

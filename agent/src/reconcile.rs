@@ -2,8 +2,8 @@
 //!
 //! Level-triggered: a pass takes the newest snapshot and workloads, asks the pure
 //! plan for the whole state, and applies the difference to what the kernel has.
-//! Between full passes the loop trusts its own record of the kernel; every
-//! [`FULL_PASS`] and after any failure it looks again, and what it then has to mend
+//! Between full passes the loop trusts its own record of the kernel; every few seconds
+//! (at most [`FULL_PASS`]) and after any failure it looks again, and what it then has to mend
 //! although nothing was asked for is drift: counted and logged.
 
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::model::{NodeId, Snapshot, Workload};
 use crate::plan::{self, Me, Op, State};
 
-/// Time between two full looks at the kernel.
+/// Time between two full looks at the kernel at most.
 pub const FULL_PASS: Duration = Duration::from_secs(30);
 /// Time after which a failed pass is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -31,6 +31,9 @@ const SETTLED: Duration = Duration::from_millis(300);
 /// Time between two full looks at least, however much changes. Our own changes are told
 /// too.
 const REST: Duration = Duration::from_secs(5);
+/// So many times as long as a full look took, none follows it unless there is a reason: looking
+/// takes half a percent of a processor at most, and of most nodes much less.
+const PATIENCE: u32 = 200;
 
 /// The kernel as the loop sees it.
 pub trait Kernel: Send + 'static {
@@ -142,6 +145,8 @@ pub struct Reconciler<K> {
     have: Option<State>,
     /// What the last pass wanted and got; `None` after a failure.
     wanted: Option<State>,
+    /// Time until the next full look.
+    pause: Duration,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -150,7 +155,7 @@ impl<K: Kernel> Reconciler<K> {
         let (sender, requests) = mpsc::unbounded_channel();
         let (outcome, receiver) = watch::channel(Outcome::default());
         let handle = Handle { requests: sender, outcome: receiver };
-        (Self { kernel, inputs, requests, outcome, have: None, wanted: None }, handle)
+        (Self { kernel, inputs, requests, outcome, have: None, wanted: None, pause: REST }, handle)
     }
 
     /// Runs until every handle and input is gone.
@@ -197,7 +202,7 @@ impl<K: Kernel> Reconciler<K> {
             let result = self.pass().await;
             let now = Instant::now();
             last_full = if full { Some(now) } else { last_full };
-            let soon = now + if result.is_ok() { FULL_PASS } else { RETRY };
+            let soon = now + if result.is_ok() { self.pause } else { RETRY };
             next_full = if full || result.is_err() { soon } else { next_full.min(soon) };
             for reply in settling {
                 drop(reply.send(result.clone()));
@@ -246,7 +251,12 @@ impl<K: Kernel> Reconciler<K> {
         };
         let (mut have, looked) = match self.have.take() {
             Some(have) => (have, false),
-            None => (self.look(&workloads).await?, true),
+            None => {
+                let began = Instant::now();
+                let have = self.look(&workloads).await?;
+                self.pause = (began.elapsed() * PATIENCE).clamp(REST, FULL_PASS);
+                (have, true)
+            }
         };
         let ops = plan::diff(&want, &have);
         let drift = looked && self.wanted.as_ref() == Some(&want);

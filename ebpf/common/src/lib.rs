@@ -31,7 +31,7 @@ pub use service::{
 
 /// Version of every layout in this crate; part of the path under which maps
 /// and links are pinned.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Bytes that VXLAN over IPv4 puts in front of an inner IP packet: outer IPv4
 /// 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348, section 5).

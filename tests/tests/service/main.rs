@@ -9,5 +9,6 @@ mod mesh;
 mod paths;
 mod residue;
 mod scenario;
+mod upgrade;
 mod voting;
 mod world;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use super::build::another_build;
-use super::scene::{CALLER, Scene};
+use super::scene::{BRIDGED, CALLER, Scene};
 use crate::node::Node;
 use crate::wait::eventually;
 
@@ -15,7 +15,7 @@ const VICTIM: usize = 3;
 /// The backend there.
 const ITS_BACKEND: &str = "two";
 /// Nodes with a worker.
-const WORKERS: [usize; 3] = [2, VICTIM, CALLER];
+const WORKERS: [usize; 4] = [2, VICTIM, CALLER, BRIDGED];
 
 /// Something that breaks, and comes back.
 pub(super) struct Fault {

@@ -11,15 +11,19 @@
 //! is in the `tests` crate. Fails if something does not come right by itself.
 
 mod build;
+mod drift;
 mod kinds;
 mod load;
 mod report;
 mod scene;
 mod trial;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use self::drift::{DAMAGES, Damage};
 use self::kinds::{FAULTS, Fault};
 use self::scene::Scene;
 use self::trial::Trial;
@@ -49,6 +53,8 @@ struct Run {
     command: String,
     load: f64,
     faults: Vec<(&'static Fault, Vec<Trial>)>,
+    /// How long it took until damage was mended.
+    mended: Vec<(&'static Damage, Vec<Duration>)>,
 }
 
 /// Tries the faults and reports. All that was made for it is removed, also after ^C.
@@ -56,9 +62,9 @@ struct Run {
 /// # Errors
 /// If a fault is unknown, or something does not come right by itself.
 pub fn run(options: &Options) -> Result<()> {
-    let known = |id: &String| FAULTS.iter().any(|fault| fault.id == id);
-    if let Some(unknown) = options.only.iter().find(|id| !known(id)) {
-        let ids: Vec<_> = FAULTS.iter().map(|fault| fault.id).collect();
+    let ids = || FAULTS.iter().map(|f| f.id).chain(DAMAGES.iter().map(|d| d.id));
+    if let Some(unknown) = options.only.iter().find(|only| !ids().any(|id| id == **only)) {
+        let ids: Vec<_> = ids().collect();
         bail!("there is no fault {unknown}; there are {}", ids.join(", "));
     }
     setup::ensure(Need::Hosts)?;
@@ -66,11 +72,10 @@ pub fn run(options: &Options) -> Result<()> {
     machine::catch_interrupts()?;
     let (machine, load) = (Machine::this()?, machine::load());
     let rounds = options.rounds.map_or(Ok(ROUNDS), usize::try_from)?;
-    let wanted =
-        |fault: &&Fault| options.only.is_empty() || options.only.iter().any(|id| id == fault.id);
+    let is_wanted = |id| options.only.is_empty() || options.only.iter().any(|only| only == id);
     let mut scene = Scene::new()?;
     let mut faults = Vec::new();
-    for fault in FAULTS.iter().filter(wanted) {
+    for fault in FAULTS.iter().filter(|fault| is_wanted(fault.id)) {
         let mut trials = Vec::new();
         for round in 0..fault.rounds.map_or(rounds, |most| most.min(rounds)) {
             machine::go_on()?;
@@ -80,7 +85,18 @@ pub fn run(options: &Options) -> Result<()> {
         report::show(fault, &trials);
         faults.push((fault, trials));
     }
-    let run = Run { machine, command: options.line(), load, faults };
+    let mut mended = Vec::new();
+    for damage in DAMAGES.iter().filter(|damage| is_wanted(damage.id)) {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            machine::go_on()?;
+            times.push(drift::of(&scene, damage).with_context(|| damage.title)?);
+            scene.wait_until_right()?;
+        }
+        println!("{}: mended after {}", damage.title, report::median(&times));
+        mended.push((damage, times));
+    }
+    let run = Run { machine, command: options.line(), load, faults, mended };
     report::write(&run, options.is_whole())
 }
 

@@ -47,8 +47,8 @@ fn page(run: &Run) -> String {
         "# Faults\n\n\
          What users notice when something breaks. `{}` on {}: {}, {} CPUs, Linux {}, commit {}, \
          load {:.1} before.\n\n\
-         Four nodes in namespaces of one machine: a manager, two with a backend each, one where a \
-         workload calls the service's virtual address and a client outside the published port. \
+         Five nodes in namespaces of one machine: a manager, two with a backend each, one with the \
+         kernel datapath, and one where a workload calls the service's virtual address and a client outside the published port. \
          Each of the two sends forty requests a second (a TCP connection each), four flows of a \
          hundred datagrams a second, and keeps four connections open. A request or a datagram \
          without an answer within a second is lost; a connection is lost when it is reset or \
@@ -85,7 +85,16 @@ fn page(run: &Run) -> String {
             trials.len(),
         );
     }
-    text += "\n";
+    text += "\n## Damage by hand\n\n\
+             Something of ours in the kernel is deleted or altered. `netagent verify` names it at once \
+             (its exit code is 1); the next look at the kernel mends it, counts it as drift and logs it. \
+             The kernel tells of links, addresses, routes and rules, so the look comes at once, five \
+             seconds after the last one at the earliest; of the others it tells nothing.\n\n\
+             | damage | mended after | rounds |\n|---|---|---|\n";
+    for (damage, times) in &run.mended {
+        let _ = writeln!(text, "| {} | {} | {} |", damage.title, median(times), times.len());
+    }
+    text += "\n## The faults\n\n";
     for (fault, _) in &run.faults {
         let _ = writeln!(text, "- **{}**: {}.", fault.title, fault.story);
     }
@@ -94,11 +103,15 @@ fn page(run: &Run) -> String {
 
 /// Median, and worst in brackets.
 fn times(trials: &[Trial], of: fn(&Trial) -> Duration) -> String {
-    let mut all: Vec<_> = trials.iter().map(of).collect();
+    median(&trials.iter().map(of).collect::<Vec<_>>())
+}
+
+/// The same of times.
+pub(super) fn median(times: &[Duration]) -> String {
+    let mut all = times.to_vec();
     all.sort_unstable();
     let Some(worst) = all.last() else { return String::new() };
-    let median = all[(all.len() - 1) / 2];
-    format!("{} [{}]", seconds(median), seconds(*worst))
+    format!("{} [{}]", seconds(all[(all.len() - 1) / 2]), seconds(*worst))
 }
 
 fn seconds(time: Duration) -> String {

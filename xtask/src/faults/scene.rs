@@ -3,8 +3,8 @@
 //! ```text
 //!   n1 manager    n2 backend `one`    n3 backend `two`    n4 a workload that calls    client
 //!    │             │                   │                   │      the virtual address   │
-//!   ─┴─────────────┴───────────────────┴───────────────────┴── wire ────────────────────┴─
-//!                                          n4's published port is what the client calls
+//!   ─┴─────────────┴───────────────────┴───────────────────┴── wire ──┬─────────────────┴─
+//!                  n4's published port is what the client calls      n5 kernel datapath
 //! ```
 
 use std::fs;
@@ -31,10 +31,15 @@ const SOON: Duration = Duration::from_secs(120);
 /// So long nothing fails before a fault, and after it.
 const CALM: Duration = Duration::from_millis(1500);
 
+const DATAPATHS: [Datapath; BRIDGED] =
+    [Datapath::Ebpf, Datapath::Ebpf, Datapath::Ebpf, Datapath::Ebpf, Datapath::Kernel];
+
 /// The nodes with a backend, and its name.
 pub(super) const BACKENDS: [(usize, &str); 2] = [(2, "one"), (3, "two")];
 /// The node with the workload that calls, at which the client calls too.
 pub(super) const CALLER: usize = 4;
+/// The node with the kernel datapath and a workload that only is there.
+pub(super) const BRIDGED: usize = 5;
 
 /// The cluster, its workloads, and who calls them. What it makes it takes down.
 pub(super) struct Scene {
@@ -54,7 +59,7 @@ impl Scene {
     /// # Errors
     /// If a step fails; what was made is gone again.
     pub(super) fn new() -> Result<Self> {
-        let playground = Playground::up(&Topology::test("faults", &[Datapath::Ebpf; 4]))?;
+        let playground = Playground::up(&Topology::test("faults", &DATAPATHS))?;
         let n1 = playground.node(1);
         n1.read(&["netagent", "network", "create", "net1"])?;
         let (tcp, udp) = (format!("{PUBLISHED}:{PORT}"), format!("{PUBLISHED}:{PORT}/udp"));
@@ -64,12 +69,16 @@ impl Scene {
         for (node, name) in BACKENDS {
             children.push((name, backend(playground.node(node), name)?));
         }
-        let node = playground.node(CALLER);
-        let run = ["netagent", "run", "--network", "net1", "--name", "caller", "--"];
-        let caller = node.spawn(&[&run[..], &["sleep", "infinity"]].concat())?;
+        for (node, name) in [(BRIDGED, "bridged"), (CALLER, "caller")] {
+            let run = ["netagent", "run", "--network", "net1", "--name", name, "--"];
+            let words = [&run[..], &["sleep", "infinity"]].concat();
+            let child = playground.node(node).spawn(&words)?;
+            eventually("a workload to be attached", SOON, || runs(child.id(), "sleep"))?;
+            children.push((name, child));
+        }
+        let (_, caller) = children.last().context("the caller was just started")?;
         let netns = PathBuf::from(format!("/proc/{}/ns/net", caller.id()));
-        eventually("the caller to be attached", SOON, || runs(caller.id(), "sleep"))?;
-        children.push(("caller", caller));
+        let node = playground.node(CALLER);
         let shown: Value =
             serde_json::from_str(&n1.read(&["netagent", "service", "inspect", "web"])?)?;
         let vip = shown[0]["networks"][0]["vip"].as_str().context("the service has no address")?;
@@ -138,6 +147,17 @@ impl Scene {
         // No answer is an answer.
         let output = dig.args(["dig", "+short", "+time=1", "+tries=1", name]).collect()?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Runs a command inside the workload that calls.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub(super) fn inside(&self, words: &[&str]) -> Result<()> {
+        let (_, caller) = self.children.last().context("nobody calls")?;
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &caller.id().to_string(), "--net", "--"]).args(words);
+        command.read().map(drop)
     }
 
     /// Starts many workloads on a node, and kills its agent at some moment of that.

@@ -2,7 +2,7 @@
 //! For kernels without there is `clsact`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,6 +13,7 @@ use nix::net::if_::if_nametoindex;
 
 use crate::plan::{Hook, Key, State, Value};
 
+use super::carry;
 use super::pins::{Pinned, Pins, names_in, program_name, remove};
 
 /// What an observed program is called that is none of the pinned ones.
@@ -93,12 +94,16 @@ pub(super) fn put(pins: &Pins, link: &str, hook: Hook) -> Result<()> {
     let program = pins.program(hook);
     let mut program = SchedClassifier::from_pin(&program)
         .with_context(|| format!("opening {}", program.display()))?;
+    let from = match path.exists() {
+        true => None,
+        false => adopt(pins, &path)?,
+    };
     if path.exists() {
         let old = PinnedLink::from_pin(&path)?;
         let old: SchedClassifierLink = FdLink::from(old).try_into()?;
         match program.attach_to_link(old) {
             // The pin keeps the link.
-            Ok(_) => return Ok(()),
+            Ok(_) => return from.map_or(Ok(()), |version| leave(pins, &version)),
             // Its interface is gone, and this one has its index.
             Err(error) if errno(&error) == Some(nix::libc::ENOLINK) => remove(&path)?,
             Err(error) => return Err(error).context("replacing the program"),
@@ -118,6 +123,29 @@ pub(super) fn put(pins: &Pins, link: &str, hook: Hook) -> Result<()> {
     let attached: FdLink = program.take_link(attached)?.try_into()?;
     attached.pin(&path).with_context(|| format!("pinning {}", path.display()))?;
     Ok(())
+}
+
+/// Makes the link that an agent with other maps has at this hook ours, so that its program is
+/// replaced in place; the directory of that agent's version, if there was one.
+fn adopt(pins: &Pins, path: &Path) -> Result<Option<PathBuf>> {
+    let name = path.file_name().context("a pin has a name")?;
+    for version in pins.others()? {
+        let theirs = version.join("links").join(name);
+        if theirs.exists() {
+            std::fs::rename(&theirs, path)
+                .with_context(|| format!("moving {} to {}", theirs.display(), path.display()))?;
+            return Ok(Some(version));
+        }
+    }
+    Ok(None)
+}
+
+/// After its last link nothing runs of another version.
+fn leave(pins: &Pins, version: &Path) -> Result<()> {
+    match names_in(&version.join("links"))?.is_empty() {
+        true => carry::last(pins, version),
+        false => Ok(()),
+    }
 }
 
 fn errno(error: &ProgramError) -> Option<i32> {

@@ -6,6 +6,7 @@ use aya::util::KernelVersion;
 use aya_obj::Object;
 use netagent_common::{maps as map_names, programs};
 
+use super::carry;
 use super::maps::Maps;
 use super::mount;
 use super::pins::{Pins, map_info, remove, whole_programs};
@@ -36,7 +37,11 @@ pub(super) fn load(pins: &Pins, object: &[u8], max_flows: Option<u32>) -> Result
             Some(flows) => flows,
             None => flows_for(memory()?),
         };
+        let new = map_info(pins, map_names::FLOWS)?.is_none();
         load_programs(pins, object, flows)?;
+        if new {
+            carry::all(pins)?;
+        }
     }
     Maps::open(pins)?.context("a map is missing although the programs were just loaded")
 }

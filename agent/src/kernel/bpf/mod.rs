@@ -12,6 +12,7 @@
 //! change that needs it.
 
 mod batch;
+mod carry;
 mod clsact;
 mod flows;
 mod hook;
@@ -226,9 +227,10 @@ fn observe(pins: &Pins, names: &BTreeMap<u32, String>, filters: &clsact::Found) 
         remove(&pins.version())?;
     }
     if used.contains(&pins.digest) {
-        // Programs of an agent with other maps, which ran ahead of these until now.
-        for version in pins.versions()?.iter().filter(|path| **path != pins.version()) {
-            remove(version)?;
+        // Of an agent with other maps. What ran of it was replaced.
+        for version in pins.others()? {
+            remove(&version.join("links"))?;
+            carry::last(pins, &version)?;
         }
     }
     Ok(state)

@@ -34,6 +34,13 @@ impl Pins {
         Ok(names.iter().filter(|name| is_version(name)).map(|name| self.root.join(name)).collect())
     }
 
+    /// Directories of all versions but this one.
+    pub(super) fn others(&self) -> Result<Vec<PathBuf>> {
+        let mut versions = self.versions()?;
+        versions.retain(|version| *version != self.version());
+        Ok(versions)
+    }
+
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.version().join("maps").join(name)
     }
