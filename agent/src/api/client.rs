@@ -28,6 +28,7 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::io::StreamReader;
 
 use super::types::ErrorBody;
+use super::version;
 
 /// Longest wait for a connection, TLS included.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -269,6 +270,7 @@ impl Client {
             .uri(path)
             .header(HOST, "netagent")
             .header(CONTENT_TYPE, "application/json")
+            .header(version::HEADER, version::OURS)
             .body(Full::new(Bytes::from(json)))
             .map_err(|e| self.unreachable(format!("{path:?} is not a path: {e}")))
     }

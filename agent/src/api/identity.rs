@@ -9,6 +9,7 @@ use axum::response::Response;
 
 use super::error::ApiError;
 use super::server::App;
+use super::version;
 use crate::model::{NodeId, Role};
 
 /// The path of the only route that strangers may call.
@@ -57,6 +58,9 @@ pub(super) async fn gate(
         // A connection that is older than the end of the membership.
         let text = "this node has left its cluster";
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text));
+    }
+    if identity != Identity::Local {
+        version::check(request.headers())?;
     }
     match identity {
         Identity::Local => {}

@@ -17,5 +17,6 @@ mod services;
 mod tests;
 pub mod this_node;
 pub mod types;
+mod version;
 mod watch;
 mod workloads;

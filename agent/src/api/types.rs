@@ -1,5 +1,7 @@
 //! Bodies of requests and replies that are not themselves objects of the model.
-//! Unknown fields are refused: a misspelt option must not pass silently.
+//! Unknown fields are refused where people may write them: a misspelt option must not pass
+//! silently. Between nodes they are ignored, as objects of an unknown kind are: a newer agent
+//! may send them (`version` has the rules).
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -9,6 +11,7 @@ use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::version;
 use crate::model::{
     ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, HealthCheck, Name, Network,
     NetworkId, Node, NodeId, Path, Prefer, Protocol, PublishMode, Role, Scheduler, Service,
@@ -336,7 +339,6 @@ fn one() -> u16 {
 /// what is named changes. The reply is the `Endpoint`, sent when every node that is ready
 /// has applied it, or after two seconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct UpdateEndpoint {
     /// Share of new connections.
     pub weight: Option<u16>,
@@ -359,7 +361,6 @@ impl UpdateEndpoint {
 /// `Endpoint`, sent when every node that is ready has applied it, or after two
 /// seconds.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct CreateEndpoint {
     /// Network, by name or identifier.
     pub network: String,
@@ -497,7 +498,6 @@ pub struct NodeDetail {
 
 /// What a node tells of itself when it joins and whenever it changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct NodeFacts {
     /// Host name.
     pub hostname: String,
@@ -517,7 +517,6 @@ pub struct NodeFacts {
 
 /// `POST /v1/nodes/{node}/status`: renews the node's lease.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct StatusReport {
     /// Facts, if they changed or the agent has just started.
     pub facts: Option<NodeFacts>,
@@ -527,7 +526,6 @@ pub struct StatusReport {
 
 /// `POST /v1/join`, between nodes, without a certificate.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct CertificateRequest {
     /// The join token's secret.
     pub token: String,
@@ -588,6 +586,7 @@ pub enum WatchEvent {
         /// Revision after the changes.
         revision: u64,
         /// The changes of one or several transactions.
+        #[serde(deserialize_with = "version::known_changes")]
         changes: Vec<Change>,
     },
     /// Nothing changed; sent every second so that a dead peer is noticed.
@@ -595,4 +594,7 @@ pub enum WatchEvent {
         /// Current revision.
         revision: u64,
     },
+    /// What a newer agent tells and this one does not know; never sent.
+    #[serde(other, skip_serializing)]
+    Unknown,
 }

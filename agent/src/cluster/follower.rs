@@ -195,7 +195,7 @@ impl Follower {
                 });
             }
             WatchEvent::Delta { .. } => return Err("it began with a delta"),
-            WatchEvent::Alive { .. } => {}
+            WatchEvent::Alive { .. } | WatchEvent::Unknown => {}
         }
         Ok(())
     }
