@@ -32,8 +32,8 @@ const SETTLED: Duration = Duration::from_millis(300);
 /// too.
 const REST: Duration = Duration::from_secs(5);
 /// So many times as long as a full look took, none follows it unless there is a reason: looking
-/// takes half a percent of a processor at most, and of most nodes much less.
-const PATIENCE: u32 = 200;
+/// takes a percent of a processor at most, and of most nodes much less.
+const PATIENCE: u32 = 100;
 
 /// The kernel as the loop sees it.
 pub trait Kernel: Send + 'static {

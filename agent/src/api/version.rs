@@ -7,7 +7,7 @@
 //!   are not sent before all agents of the cluster know them: that is one minor later.
 //! - What an agent has written to disk, every later one of the same major reads.
 //!
-//! Recorded streams of former versions are in `recorded`, and are read by a test for ever.
+//! What former versions sent and kept is in `tests/recorded`, and is read by a test for ever.
 
 use axum::http::{HeaderMap, StatusCode};
 use serde::de::Error as _;
@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
     use crate::api::types::{StatusReport, WatchEvent};
-    use crate::model::Snapshot;
+    use crate::model::{Snapshot, Workload};
 
     #[test]
     fn neighbours_get_along() {
@@ -172,6 +172,8 @@ mod tests {
             assert_eq!(kinds.len(), KINDS.len(), "{}: {kinds:?}", version.display());
             let kept: Snapshot = serde_json::from_str(&read("snapshot.json")).unwrap();
             assert!(kept.revision > 0 && !kept.nodes.is_empty());
+            let workloads: Vec<Workload> = serde_json::from_str(&read("workloads.json")).unwrap();
+            assert!(workloads.iter().all(|workload| !workload.attachments.is_empty()));
             versions += 1;
         }
         assert!(versions > 0);

@@ -23,7 +23,7 @@ use crate::model::{NodeId, Snapshot};
 /// Pause before the first new attempt; it doubles up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Pause after the manager said that this node is no member.
+/// Pause after the manager said that this node is no member, or its agent too old or too new.
 const EXPELLED: Duration = Duration::from_secs(30);
 /// A stream that was silent for so long is dead; managers send something every second.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -62,19 +62,21 @@ struct End {
     reason: String,
     /// This node is no member any more.
     expelled: bool,
+    /// This agent and the manager's do not get along.
+    strange: bool,
 }
 
 impl End {
     fn because(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), expelled: false }
+        Self { reason: reason.into(), expelled: false, strange: false }
     }
 }
 
 impl From<ClientError> for End {
     fn from(error: ClientError) -> Self {
-        let expelled =
-            matches!(&error, ClientError::Refused { status, .. } if status.as_u16() == 403);
-        Self { reason: error.to_string(), expelled }
+        let refused = |with: u16| matches!(&error, ClientError::Refused { status, .. } if status.as_u16() == with);
+        let (expelled, strange) = (refused(403), refused(426));
+        Self { reason: error.to_string(), expelled, strange }
     }
 }
 
@@ -132,11 +134,14 @@ impl Follower {
     async fn follow(&self) {
         let mut pause = PAUSE;
         loop {
-            let End { reason, expelled } = self.follow_once(&mut pause).await;
+            let End { reason, expelled, strange } = self.follow_once(&mut pause).await;
             let lost = self.live.send_replace(false);
             if expelled {
                 tracing::error!("{reason}: `netagent cluster leave`, then join again");
                 self.expelled();
+                pause = EXPELLED;
+            } else if strange {
+                tracing::error!("{reason}");
                 pause = EXPELLED;
             } else if lost {
                 tracing::warn!("lost the manager: {reason}; what runs goes on");

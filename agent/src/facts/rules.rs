@@ -104,7 +104,7 @@ mod tests {
         let theirs = message(DELRULE, &[(TABLE, b"filter\0"), (3, b"netagent\0")]);
         let generation = message(NEWGEN, &[(1, &7_u32.to_be_bytes())]);
         assert!(!is_ours(&theirs) && !is_ours(&generation));
-        assert!(is_ours(&[theirs.clone(), ours.clone(), generation].concat()));
+        assert!(is_ours(&[theirs, ours.clone(), generation].concat()));
         for end in 0..ours.len() {
             assert!(!is_ours(&ours[..end]), "broken off at {end}");
         }

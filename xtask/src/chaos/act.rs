@@ -172,7 +172,7 @@ fn create_service(number: usize) -> Vec<String> {
         ["netagent", "service", "create", "--name", &name, "--network", &network]
             .map(str::to_owned)
             .into();
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         words.extend(["-p".to_owned(), format!("{}:80", 8000 + number)]);
     }
     words
