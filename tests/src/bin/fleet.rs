@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -28,6 +29,8 @@ const FIRST: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 0);
 /// only so many connections at once.
 const JOINING: usize = 16;
 
+/// How often a node tries to join.
+const JOINS: usize = 20;
 /// Nodes with a backend.
 const BACKENDS: usize = 10;
 
@@ -87,6 +90,13 @@ async fn start(number: usize, data_dir: PathBuf, join: JoinRequest) -> Result<Cl
         host: Arc::new(Fixed(address(number))),
     })
     .await?;
+    // All of them want to at once, and a machine may be busy.
+    for _ in 1..JOINS {
+        if cluster.join(join.clone()).await.is_ok() {
+            return Ok(cluster);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     cluster.join(join).await.with_context(|| format!("{name} cannot join"))?;
     Ok(cluster)
 }
