@@ -5,6 +5,7 @@
 mod agent;
 mod backup;
 mod damage;
+mod drift;
 mod everywhere;
 mod garbage;
 mod isolation;

@@ -99,7 +99,7 @@ pub(super) const DAMAGES: &[Damage] = &[
         title: "an FDB entry deleted on a node of the kernel datapath (`bridge fdb del`)",
         node: BRIDGED,
         make: |_, node| {
-            let ledger = node.directory.join("run/ledger.json");
+            let ledger = node.directory.join("run/kernel.json");
             let ledger: Value = serde_json::from_str(&fs::read_to_string(ledger)?)?;
             let netns =
                 ledger["namespaces"][0].as_str().context("no namespace of ours")?.to_owned();
