@@ -320,7 +320,8 @@ fn what_is_asked_of_the_agent() {
         (
             "service update --publish-add 8081:80 --publish-rm 53/udp --affinity none web",
             &[
-                "PATCH /v1/services/web {\"endpoint_mode\":null,\"publish_add\":[{\
+                "PATCH /v1/services/web {\"endpoint_mode\":null,\"vip\":null,\
+                 \"alias_add\":[],\"alias_rm\":[],\"publish_add\":[{\
                  \"published\":8081,\"target\":80,\"protocol\":\"tcp\",\"mode\":\"ingress\",\
                  \"address\":null,\"allow\":[]}],\"publish_rm\":[{\"target\":53,\
                  \"protocol\":\"udp\"}],\"scheduler\":null,\"affinity\":0,\

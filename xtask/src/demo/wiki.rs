@@ -46,7 +46,13 @@ impl Wiki {
         ];
         let said = typed(node, &words.concat())?;
         ensure!(said.contains("successfully installed"), "the installer did not come to its end");
-        Ok(Self { program, settings: Path::new(&home).join("LocalSettings.php") })
+        let settings = Path::new(&home).join("LocalSettings.php");
+        // Debian's default is a directory that only an installed package has; without one the
+        // cache is in the database.
+        let mut text = fs::read_to_string(&settings)?;
+        text.push_str("$wgCacheDirectory = false;\n");
+        fs::write(&settings, text)?;
+        Ok(Self { program, settings })
     }
 
     /// Starts a web server with it as a task of `service`. The file that it logs to.
