@@ -138,6 +138,7 @@ impl Count {
     fn run(&mut self, test: &mut Command) -> Result<()> {
         println!("$ {}", test.line());
         let failed_before = self.failed;
+        self.failures.clear();
         let mut child = test
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -318,6 +319,8 @@ mod tests {
         assert_eq!(count.unstable, ["a::b"]);
         count.again(&mut run("broken off"), failures).unwrap();
         assert_eq!((count.passed, count.failed), (6, 1));
+        count.run(&mut run("test result: ok. 1 passed; 0 failed;\n")).unwrap();
+        assert!(count.failures.is_empty(), "those of another run");
     }
 
     #[test]
