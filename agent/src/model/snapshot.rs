@@ -36,8 +36,9 @@ impl Restored {
     /// not removed.
     #[must_use]
     pub fn forgot(&self, created: &str) -> bool {
-        // RFC 3339 in UTC and to the second: the order of the texts is that of the times.
-        *self.backup <= *created && *created < *self.at
+        // RFC 3339 in UTC and to the second: the order of the texts is that of the times. What
+        // was made within the second of the restore was so before it more likely than after.
+        *self.backup <= *created && *created <= *self.at
     }
 }
 

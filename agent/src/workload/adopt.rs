@@ -114,7 +114,7 @@ mod tests {
             made("removed-long-ago", "2026-11-20T09:59:59Z"),
             made("forgotten", "2026-11-20T10:00:00Z"),
             made("known", "2026-11-20T11:00:00Z"),
-            made("removed-since", "2026-11-20T12:00:00Z"),
+            made("removed-since", "2026-11-20T12:00:01Z"),
         ];
         let mut snapshot = Snapshot::default();
         let known = &workloads[2].attachments[0].endpoint;

@@ -260,7 +260,10 @@ struct Terminal(Child);
 
 impl Terminal {
     fn start(node: &Node, command: &str) -> Self {
-        let mut terminal = node.command(&["script", "-qefc", command, "/dev/null"]);
+        // As in a terminal, even if the tests run in the background, where Ctrl-C is ignored;
+        // and not for ever.
+        let line = ["timeout", "60", "env", "--default-signal", "script", "-qefc", command];
+        let mut terminal = node.command(&[&line[..], &["/dev/null"]].concat());
         Self(terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script"))
     }
 
