@@ -5,8 +5,8 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Bytes;
 use futures::Stream;
@@ -59,6 +59,8 @@ pub enum ClientError {
         target: String,
         /// What is wrong with its certificate.
         reason: String,
+        /// Whether it belongs to another cluster, and not just to another time.
+        foreign: bool,
     },
     /// The server said no.
     #[error("{message}")]
@@ -80,7 +82,12 @@ pub enum ClientError {
 
 enum Target {
     Unix(PathBuf),
-    Tls { address: String, name: ServerName<'static>, connector: TlsConnector },
+    /// The connector is replaced when this node's certificate is.
+    Tls {
+        address: String,
+        name: ServerName<'static>,
+        connector: Mutex<TlsConnector>,
+    },
 }
 
 impl fmt::Display for Target {
@@ -122,8 +129,17 @@ impl Client {
         config: Arc<rustls::ClientConfig>,
         patience: Duration,
     ) -> Self {
-        let connector = TlsConnector::from(config);
+        let connector = Mutex::new(TlsConnector::from(config));
         Self::new(Target::Tls { address, name, connector }, Some(patience))
+    }
+
+    /// Uses another TLS configuration from the next connection on; of those that are idle
+    /// none is used again. Has no meaning on a unix socket.
+    pub fn renew(&self, config: Arc<rustls::ClientConfig>) {
+        if let Target::Tls { connector, .. } = &self.0.target {
+            *lock(connector) = TlsConnector::from(config);
+            lock(&self.0.idle).clear();
+        }
     }
 
     fn new(target: Target, patience: Option<Duration>) -> Self {
@@ -287,6 +303,7 @@ impl Client {
                 Target::Tls { address, name, connector } => {
                     let tcp = TcpStream::connect(address).await?;
                     tcp.set_nodelay(true)?;
+                    let connector = lock(connector).clone();
                     start(connector.connect(name.clone(), tcp).await?).await
                 }
             }
@@ -334,11 +351,23 @@ impl Client {
     fn distrust(&self, error: &io::Error) -> Option<ClientError> {
         let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
         let rustls::Error::InvalidCertificate(reason) = tls else { return None };
-        let reason = match reason {
-            rustls::CertificateError::UnknownIssuer => "it belongs to another cluster".to_owned(),
-            other => format!("{other:?}"),
+        use rustls::CertificateError as Bad;
+        let (foreign, reason) = match reason {
+            Bad::UnknownIssuer => (true, "it belongs to another cluster".to_owned()),
+            Bad::Expired
+            | Bad::ExpiredContext { .. }
+            | Bad::NotValidYet
+            | Bad::NotValidYetContext { .. } => {
+                let now = humantime::format_rfc3339_seconds(SystemTime::now());
+                let text = format!(
+                    "its certificate is not valid at {now}, which is the time by this host's \
+                     clock: is that right, and the manager's?"
+                );
+                (false, text)
+            }
+            other => (true, format!("{other:?}")),
         };
-        Some(ClientError::Untrusted { target: self.0.target.to_string(), reason })
+        Some(ClientError::Untrusted { target: self.0.target.to_string(), reason, foreign })
     }
 
     fn unreachable(&self, reason: impl fmt::Display) -> ClientError {
@@ -348,6 +377,10 @@ impl Client {
     fn broken(&self, reason: String) -> ClientError {
         ClientError::Broken { target: self.0.target.to_string(), reason }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Speaks HTTP over `io`; a task drives the connection until either side closes.

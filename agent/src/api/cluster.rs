@@ -11,6 +11,7 @@ use super::extract::{Body, InPath};
 use super::server::App;
 use super::types::{
     ClusterStatus, ErrorBody, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership,
+    UpdateCluster,
 };
 use crate::model::Role;
 
@@ -19,6 +20,17 @@ use crate::model::Role;
     responses((status = 200, body = ClusterStatus)))]
 pub(super) async fn status(State(app): State<App>) -> Json<ClusterStatus> {
     Json(app.cluster.status())
+}
+
+/// Change what holds for the whole cluster
+#[utoipa::path(patch, operation_id = "update_cluster", path = "/v1/cluster", tag = "cluster", request_body = UpdateCluster,
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn update(
+    State(app): State<App>,
+    Body(request): Body<UpdateCluster>,
+) -> Result<StatusCode, ApiError> {
+    app.cluster.update(&request).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Make a cluster with this node as its manager

@@ -10,7 +10,10 @@ use super::error::ApiError;
 use super::extract::{Body, InPath, InQuery};
 use super::identity::Identity;
 use super::server::App;
-use super::types::{CertificateReply, CertificateRequest, ErrorBody, NodeDetail, StatusReport};
+use super::types::{
+    CertificateReply, CertificateRequest, ErrorBody, NodeDetail, RenewalReply, RenewalRequest,
+    StatusReport,
+};
 use crate::cluster;
 use crate::model::{Node, NodeId};
 
@@ -74,6 +77,21 @@ pub(super) async fn report(
     identity.must_act_for(&node, "this status")?;
     app.cluster.node_report(&node, &report).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Renew the calling node's certificate
+#[utoipa::path(post, operation_id = "renew_certificate", path = "/v1/nodes/{node}/certificate", tag = "between nodes",
+    params(("node" = String, Path, description = "Identifier of the calling node")),
+    request_body = RenewalRequest,
+    responses((status = 200, body = RenewalReply), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn renew(
+    State(app): State<App>,
+    Extension(identity): Extension<Identity>,
+    InPath(node): InPath<NodeId>,
+    Body(request): Body<RenewalRequest>,
+) -> Result<Json<RenewalReply>, ApiError> {
+    identity.must_act_for(&node, "this certificate")?;
+    Ok(Json(app.cluster.renew_certificate(&node, &request)?))
 }
 
 /// The calling node leaves the cluster

@@ -63,9 +63,10 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(endpoints::create))
         .routes(routes!(endpoints::update, endpoints::remove))
         .routes(routes!(nodes::report))
+        .routes(routes!(nodes::renew))
         .routes(routes!(nodes::leaves));
     let managers = OpenApiRouter::new()
-        .routes(routes!(cluster::status))
+        .routes(routes!(cluster::status, cluster::update))
         .routes(routes!(cluster::token, cluster::rotate_token))
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::inspect, nodes::remove))

@@ -38,6 +38,17 @@ pub struct ClusterStatus {
     pub manager_reachable: bool,
     /// Revision that this node's kernel reflects.
     pub applied: u64,
+    /// When this node's certificate ends, RFC 3339, UTC; it is renewed long before.
+    #[serde(default)]
+    pub certificate_expires: Option<String>,
+}
+
+/// `PATCH /v1/cluster`: what is named changes, the rest stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateCluster {
+    /// Seconds for which certificates are valid that are signed from now on.
+    pub cert_expiry: Option<u32>,
 }
 
 /// `POST /v1/cluster/init`.
@@ -545,6 +556,23 @@ pub struct CertificateReply {
     /// Role given to it.
     pub role: Role,
     /// Its certificate, PEM.
+    pub certificate: String,
+    /// The cluster's CA certificate, PEM.
+    pub ca: String,
+}
+
+/// `POST /v1/nodes/{node}/certificate`, between nodes: a new key of the calling node.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenewalRequest {
+    /// Certificate signing request, PEM.
+    pub csr: String,
+}
+
+/// Reply to it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RenewalReply {
+    /// The node's new certificate, PEM.
     pub certificate: String,
     /// The cluster's CA certificate, PEM.
     pub ca: String,

@@ -7,11 +7,12 @@ use ipnetwork::Ipv4Network;
 use serde::de::IgnoredAny;
 
 use super::backup::{Backup, Restore};
+use super::duration;
 use super::output::{self, Format};
 use super::path;
 use crate::api::client::Client;
 use crate::api::types::{
-    ClusterStatus, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership,
+    ClusterStatus, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership, UpdateCluster,
 };
 use crate::model::Role;
 
@@ -23,6 +24,7 @@ pub(super) enum Verb {
     JoinToken(Token),
     Leave(Leave),
     Info(Info),
+    Update(Update),
     Backup(Backup),
     Restore(Restore),
 }
@@ -124,6 +126,20 @@ pub(super) struct Leave {
     force: bool,
 }
 
+/// Change what holds for the whole cluster
+///
+/// Works on a manager.
+#[derive(Args, Debug)]
+#[command(after_long_help = "Examples:
+      netagent cluster update --cert-expiry 30d")]
+pub(super) struct Update {
+    /// How long certificates of nodes are valid that are signed from now on, at joining and
+    /// at every renewal: 1m to 7300d; 90d unless it was changed. A node renews its own by
+    /// itself after two thirds of that; one that is away for longer has to join again
+    #[arg(long, value_name = "TIME", value_parser = duration::seconds, required = true)]
+    cert_expiry: Option<u32>,
+}
+
 /// Show what this node knows of its cluster
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
@@ -183,6 +199,11 @@ pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
                 Format::Json => output::json_line(&status),
             }
         }
+        Verb::Update(args) => {
+            let request = UpdateCluster { cert_expiry: args.cert_expiry };
+            client.patch::<_, ()>("/v1/cluster", &request).await?;
+            String::new()
+        }
         Verb::Backup(args) => args.run(client).await?,
         // No agent may run meanwhile: it is done without one.
         Verb::Restore(_) => unreachable!("dispatched before an agent is asked"),
@@ -222,6 +243,8 @@ fn info(status: &ClusterStatus) -> String {
             ("Manager reachable", output::yes_no(status.manager_reachable)),
             ("Applied revision", status.applied.to_string()),
         ]);
+        let expires = status.certificate_expires.clone();
+        facts.extend(expires.map(|time| ("Certificate until", time)));
     } else if status.cluster.is_some() {
         let removed = "none: it was removed from the cluster (`netagent cluster leave` and `join`)";
         facts.push(("Node", removed.to_owned()));
@@ -262,6 +285,7 @@ mod tests {
             node: Some(node("abcdefghijklmnop", "n1", "manager", "ready")),
             manager_reachable: true,
             applied: 7,
+            certificate_expires: Some("2027-02-18T10:00:00Z".to_owned()),
         };
         assert_eq!(
             info(&status),
@@ -276,7 +300,8 @@ mod tests {
              Uplink MTU:        1500\n\
              Datapath:          ebpf\n\
              Manager reachable: yes\n\
-             Applied revision:  7\n"
+             Applied revision:  7\n\
+             Certificate until: 2027-02-18T10:00:00Z\n"
         );
     }
 
@@ -294,6 +319,7 @@ mod tests {
             node: None,
             manager_reachable: false,
             applied: 0,
+            certificate_expires: None,
         };
         let text = info(&status);
         assert!(text.contains("none: it was removed from the cluster"), "{text}");
@@ -307,6 +333,7 @@ mod tests {
             node: None,
             manager_reachable: false,
             applied: 0,
+            certificate_expires: None,
         };
         assert_eq!(
             info(&status),

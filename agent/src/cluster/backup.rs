@@ -54,7 +54,8 @@ impl Cluster {
             created: decide::now(),
             agent: self.0.config.version.clone(),
         };
-        let mut files = member.identity.files()?;
+        let credentials = member.credentials.borrow().clone();
+        let mut files = Identity { credentials, ..member.identity.clone() }.files()?;
         files.insert(ABOUT.to_owned(), serde_json::to_string(&about).context("JSON")?);
         let _turn = TURN.lock().await;
         let copy = Temporary::new(&self.0.config.data_dir.join("backup.new"))?;

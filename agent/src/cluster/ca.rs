@@ -3,8 +3,9 @@
 //! and the cluster (O). Only managers' certificates are good for a server, and
 //! they all carry one name, so that any TLS client can tell a manager.
 //!
-//! Certificates live as long as the cluster: a node is expelled by removing it
-//! from the members, which every request checks, and not by expiry.
+//! A node is expelled by removing it from the members, which every request checks, and
+//! not by expiry. A certificate is short-lived all the same, so that a key that was copied
+//! is worth nothing after a while; its node renews it, with a new key, long before.
 
 use std::time::{Duration, SystemTime};
 
@@ -23,9 +24,11 @@ use crate::model::{NodeId, Role};
 
 /// The name in every manager's certificate.
 pub const MANAGER_NAME: &str = "manager.netagent";
+/// How long a node's certificate is valid, unless the cluster says otherwise.
+pub const EXPIRY: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Clocks of nodes may be this far behind the manager's.
 const SKEW: Duration = Duration::from_secs(24 * 3600);
-/// Lifetime of the CA and of what it signs.
+/// Lifetime of the CA.
 const LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 
 /// The CA's certificate and key, PEM.
@@ -65,7 +68,7 @@ impl Authority {
     /// If the system gives no randomness.
     pub fn new(cluster: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
-        let mut params = params();
+        let mut params = params(LIFETIME);
         params.distinguished_name.push(DnType::CommonName, "netagent CA");
         params.distinguished_name.push(DnType::OrganizationName, cluster);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -75,14 +78,15 @@ impl Authority {
     }
 
     /// Signs the public key of a certificate signing request, PEM. Nothing else of
-    /// the request is used: who the node is, the manager says.
+    /// the request is used: who the node is, the manager says. The certificate is valid
+    /// for `expiry` from now on.
     ///
     /// # Errors
     /// If the request is malformed or its signature is wrong.
-    pub fn sign(&self, csr: &str, subject: &Subject) -> Result<String> {
+    pub fn sign(&self, csr: &str, subject: &Subject, expiry: Duration) -> Result<String> {
         let request = CertificateSigningRequestParams::from_pem(csr)
             .context("the certificate signing request is malformed")?;
-        let mut params = params();
+        let mut params = params(expiry);
         params.distinguished_name.push(DnType::CommonName, subject.node.as_str());
         params.distinguished_name.push(DnType::OrganizationalUnitName, subject.role.to_string());
         params.distinguished_name.push(DnType::OrganizationName, subject.cluster.as_str());
@@ -105,7 +109,7 @@ impl Authority {
     /// As for [`Authority::sign`].
     pub fn issue(&self, subject: &Subject) -> Result<Credentials> {
         let (key, csr) = request()?;
-        let certificate = self.sign(&csr, subject)?;
+        let certificate = self.sign(&csr, subject, EXPIRY)?;
         Ok(Credentials { certificate, key, ca: self.certificate.clone() })
     }
 }
@@ -116,15 +120,15 @@ impl Authority {
 /// If the system gives no randomness.
 pub fn request() -> Result<(String, String)> {
     let key = KeyPair::generate()?;
-    let csr = params().serialize_request(&key)?.pem()?;
+    let csr = params(EXPIRY).serialize_request(&key)?.pem()?;
     Ok((key.serialize_pem(), csr))
 }
 
-fn params() -> CertificateParams {
+fn params(lifetime: Duration) -> CertificateParams {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
     params.not_before = (now - SKEW).into();
-    params.not_after = (now + LIFETIME).into();
+    params.not_after = (now + lifetime).into();
     params.distinguished_name = DistinguishedName::new();
     params
 }
@@ -141,6 +145,42 @@ pub fn digest(certificate: &CertificateDer<'_>) -> [u8; 32] {
 /// If there is none.
 pub fn certificate(pem: &str) -> Result<CertificateDer<'static>> {
     CertificateDer::from_pem_slice(pem.as_bytes()).context("not a PEM certificate")
+}
+
+/// When a certificate is to be renewed, and when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// After two thirds of its life.
+    pub renewal: SystemTime,
+    /// It is worth nothing from here on.
+    pub end: SystemTime,
+}
+
+/// When the certificate in PEM text is to be renewed, and when it ends.
+///
+/// # Errors
+/// If there is none, or with times that cannot be.
+pub fn validity(pem: &str) -> Result<Validity> {
+    let der = certificate(pem)?;
+    let (_, parsed) = X509Certificate::from_der(&der).context("not a certificate")?;
+    let time = |time: x509_parser::time::ASN1Time| {
+        let seconds = u64::try_from(time.timestamp()).context("a time before 1970")?;
+        Ok::<_, anyhow::Error>(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    };
+    let begin = time(parsed.validity().not_before)? + SKEW;
+    let end = time(parsed.validity().not_after)?;
+    let life = end.duration_since(begin).unwrap_or(Duration::ZERO);
+    Ok(Validity { renewal: begin + life * 2 / 3, end })
+}
+
+/// Whether the certificate is for this key, both PEM.
+#[must_use]
+pub fn fits(certificate_pem: &str, key_pem: &str) -> bool {
+    let Ok(der) = certificate(certificate_pem) else { return false };
+    let Ok((_, parsed)) = X509Certificate::from_der(&der) else { return false };
+    KeyPair::from_pem(key_pem).is_ok_and(|key| {
+        *parsed.public_key().subject_public_key.data == *rcgen::PublicKeyData::der_bytes(&key)
+    })
 }
 
 /// The private key in PEM text.
@@ -195,17 +235,35 @@ mod tests {
     fn a_request_chooses_nothing() {
         let authority = Authority::new("c1").unwrap();
         let key = KeyPair::generate().unwrap();
-        let mut greedy = params();
+        let mut greedy = params(LIFETIME);
         greedy.distinguished_name.push(DnType::OrganizationalUnitName, "manager");
         greedy.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let csr = greedy.serialize_request(&key).unwrap().pem().unwrap();
         let given = Subject { node: NodeId::new(), role: Role::Worker, cluster: "c1".to_owned() };
-        let signed = certificate(&authority.sign(&csr, &given).unwrap()).unwrap();
+        let signed = certificate(&authority.sign(&csr, &given, EXPIRY).unwrap()).unwrap();
         assert_eq!(subject(&signed).unwrap(), given);
         let (_, parsed) = X509Certificate::from_der(&signed).unwrap();
         assert!(!parsed.is_ca());
         assert!(parsed.subject_alternative_name().unwrap().is_none());
         assert!(!parsed.extended_key_usage().unwrap().unwrap().value.server_auth);
-        authority.sign("no request", &given).unwrap_err();
+        authority.sign("no request", &given, EXPIRY).unwrap_err();
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_after_two_thirds_of_its_life() {
+        let authority = Authority::new("c1").unwrap();
+        let given = Subject { node: NodeId::new(), role: Role::Worker, cluster: "c1".to_owned() };
+        let (key, csr) = request().unwrap();
+        let now = SystemTime::now();
+        let signed = authority.sign(&csr, &given, Duration::from_secs(3600)).unwrap();
+        let validity = validity(&signed).unwrap();
+        // To the second, and made a moment later.
+        let near = |time: SystemTime, minutes: u64| {
+            let after = time.duration_since(now - Duration::from_secs(1)).unwrap();
+            after.as_secs().abs_diff(minutes * 60) < 30
+        };
+        assert!(near(validity.renewal, 40) && near(validity.end, 60), "{validity:?}");
+        assert!(fits(&signed, &key));
+        assert!(!fits(&signed, &request().unwrap().0) && !fits(&signed, "") && !fits("", &key));
     }
 }

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::view::{self, View};
 use super::{Error, allocate, names, task, validate};
-use crate::api::types::{CreateEndpoint, CreateNetwork, NodeFacts};
+use crate::api::types::{CreateEndpoint, CreateNetwork, NodeFacts, UpdateCluster};
 use crate::model::{
     Endpoint, EndpointId, Mac, Name, Network, NetworkId, Node, NodeId, NodeStatus, Role, Service,
     Snapshot,
@@ -50,6 +50,26 @@ pub(super) fn create_network(view: &View, request: &CreateNetwork) -> Decision<N
         created: now(),
     };
     Ok((view::put_network(&network).into(), network))
+}
+
+/// Shortest life of a certificate, in seconds: renewing takes its time.
+const SHORTEST: u32 = 60;
+/// Longest: the CA itself ends then.
+const LONGEST: u32 = 20 * 365 * 24 * 3600;
+
+pub(super) fn update_cluster(view: &View, request: &UpdateCluster) -> Decision<()> {
+    let Some(mut settings) = view.settings.clone() else {
+        return Err(Error::Internal("the store holds no cluster".to_owned()));
+    };
+    if let Some(expiry) = request.cert_expiry {
+        if !(SHORTEST..=LONGEST).contains(&expiry) {
+            return Err(Error::Invalid(format!(
+                "certificates are valid for {SHORTEST} s to 20 years, not {expiry} s"
+            )));
+        }
+        settings.cert_expiry = expiry;
+    }
+    Ok((vec![view::put(view::CLUSTER, &settings)], ()))
 }
 
 fn free_subnet(view: &View) -> Result<ipnetwork::Ipv4Network, Error> {

@@ -48,6 +48,12 @@ impl Dir {
         if *sealed { Ok(()) } else { write_json(&self.path.join(name), value) }
     }
 
+    /// Does `work` on the directory; once sealed, nothing.
+    pub(super) fn within(&self, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let sealed = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *sealed { Ok(()) } else { work(&self.path) }
+    }
+
     /// Nothing is written any more when this returns.
     pub(super) fn seal(&self) {
         *self.sealed.lock().unwrap_or_else(PoisonError::into_inner) = true;

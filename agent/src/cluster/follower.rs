@@ -117,6 +117,11 @@ impl Follower {
         &self.managers[self.current.load(Ordering::Relaxed) % self.managers.len()]
     }
 
+    /// Shows another certificate from the next connection on.
+    pub(super) fn show(&self, config: Arc<rustls::ClientConfig>) {
+        self.managers.iter().for_each(|manager| manager.renew(config.clone()));
+    }
+
     /// Whether a manager answers.
     pub(super) fn live(&self) -> watch::Receiver<bool> {
         self.live.subscribe()

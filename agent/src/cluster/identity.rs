@@ -16,6 +16,8 @@ use crate::store::Files;
 const RECORD: &str = "node.json";
 const CERTIFICATE: &str = "node.crt";
 const KEY: &str = "node.key";
+/// The key that comes with the next certificate, while that is being fetched.
+const NEXT_KEY: &str = "node.key.next";
 const CA: &str = "ca.crt";
 /// The store of a manager.
 pub(super) const STORE: &str = "store.db";
@@ -60,7 +62,14 @@ impl Identity {
             return Ok(None);
         }
         let path = |name: &str| dir.join(name).display().to_string();
-        Self::of(|name| disk::read(&dir.join(name)), path).map(Some)
+        let mut identity = Self::of(|name| disk::read(&dir.join(name)), path)?;
+        // A renewal that did not come to its end: the certificate says how far it got.
+        if let Some(next) = disk::read(&dir.join(NEXT_KEY))?
+            && ca::fits(&identity.credentials.certificate, &next)
+        {
+            identity.credentials.key = next;
+        }
+        Ok(Some(identity))
     }
 
     /// The same from texts by the names of their files.
@@ -116,15 +125,61 @@ impl Identity {
     }
 }
 
+/// Puts a new certificate with its key in place of the old. At every moment one of the keys
+/// on disk fits the certificate.
+///
+/// # Errors
+/// If a file cannot be written, naming it.
+pub(super) fn renew(dir: &Path, new: &Credentials) -> Result<()> {
+    let Credentials { certificate, key, ca } = new;
+    for (name, text) in [(NEXT_KEY, key), (CA, ca), (CERTIFICATE, certificate), (KEY, key)] {
+        disk::write(&dir.join(name), text.as_bytes())?;
+    }
+    disk::remove(&dir.join(NEXT_KEY))
+}
+
 /// Forgets the membership and everything that belongs to it.
 ///
 /// # Errors
 /// If a file cannot be removed, naming it.
 pub(super) fn erase(dir: &Path) -> Result<()> {
     let store = [STORE.to_owned(), format!("{STORE}-wal"), format!("{STORE}-shm")];
-    let rest = [CERTIFICATE, KEY, CA, SNAPSHOT, RELEASES, UPDATES].map(str::to_owned);
+    let rest = [CERTIFICATE, KEY, NEXT_KEY, CA, SNAPSHOT, RELEASES, UPDATES].map(str::to_owned);
     for name in [RECORD.to_owned()].into_iter().chain(store).chain(rest) {
         disk::remove(&dir.join(name))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::ca::{Authority, Subject};
+
+    #[test]
+    fn a_renewal_that_ends_anywhere_leaves_a_key_that_fits() {
+        let authority = Authority::new("c").unwrap();
+        let (node, cluster) = (NodeId::new(), "c".to_owned());
+        let subject = Subject { node: node.clone(), role: Role::Worker, cluster };
+        let [old, new] = [0, 1].map(|_| authority.issue(&subject).unwrap());
+        let (id, created) = ("c".to_owned(), String::new());
+        let cluster = ClusterInfo { id, data_path_port: 4789, created, restored: None };
+        let address = Ipv4Addr::LOCALHOST;
+        let record = Record { cluster, node, role: Role::Worker, address, managers: vec![] };
+        let steps = [(NEXT_KEY, &new.key), (CERTIFICATE, &new.certificate), (KEY, &new.key)];
+        for done in 0..=steps.len() {
+            let dir = tempfile::tempdir().unwrap();
+            let identity = Identity { record: record.clone(), credentials: old.clone() };
+            identity.save(dir.path()).unwrap();
+            for (name, text) in &steps[..done] {
+                disk::write(&dir.path().join(name), text.as_bytes()).unwrap();
+            }
+            let found = Identity::load(dir.path()).unwrap().unwrap().credentials;
+            assert!(ca::fits(&found.certificate, &found.key), "after {done} steps");
+            renew(dir.path(), &new).unwrap();
+            let found = Identity::load(dir.path()).unwrap().unwrap().credentials;
+            assert_eq!((found.certificate, found.key), (new.certificate.clone(), new.key.clone()));
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
+        }
+    }
 }

@@ -12,14 +12,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::ca::{self, Authority, Subject};
+use super::ca::{self, Authority, Credentials, Subject};
 use super::identity::Identity;
 use super::leases::{LEASE, LOOK, Leases};
 use super::view::{self, View};
 use super::{Error, decide, service, task, tls, token};
 use crate::api::types::{
     CertificateReply, CertificateRequest, CreateEndpoint, CreateNetwork, CreateService, NodeFacts,
-    StatusReport, UpdateEndpoint, UpdateService,
+    RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateEndpoint, UpdateService,
 };
 use crate::model::{
     ClusterInfo, Endpoint, EndpointId, Name, Network, Node, NodeId, NodeStatus, Role, Service,
@@ -50,7 +50,8 @@ pub(super) struct Manager {
     /// Where other nodes connect to; None once this is no manager any more.
     listener: std::sync::Mutex<Option<Arc<TcpListener>>>,
     port: u16,
-    acceptor: TlsAcceptor,
+    /// Replaced when this node's certificate is.
+    acceptor: watch::Sender<TlsAcceptor>,
 }
 
 impl Manager {
@@ -67,7 +68,7 @@ impl Manager {
         let authority = secret(&*store, view::CA).await?;
         let me = identity.record.node.clone();
         let leases = Leases::new(me.clone(), &view.snapshot);
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server(&identity.credentials)?));
+        let acceptor = watch::Sender::new(acceptor(&identity.credentials)?);
         let view = watch::Sender::new(Arc::new(view));
         let port = listener.local_addr().context("the listener has no address")?.port();
         Ok(Self {
@@ -310,7 +311,7 @@ impl Manager {
             None => Err(std::io::ErrorKind::NotConnected.into()),
         };
         match accepted {
-            Ok((stream, peer)) => Some((stream, peer, self.acceptor.clone())),
+            Ok((stream, peer)) => Some((stream, peer, self.acceptor.borrow().clone())),
             Err(e) => {
                 tracing::warn!("cannot take a connection: {e}");
                 tokio::time::sleep(ACCEPT).await;
@@ -356,7 +357,7 @@ impl Manager {
         let subject = Subject { node: node.clone(), role, cluster: self.info.id.clone() };
         let certificate = self
             .authority
-            .sign(&request.csr, &subject)
+            .sign(&request.csr, &subject, self.cert_expiry())
             .map_err(|e| Error::Invalid(format!("{e:#}")))?;
         self.commit(|view| decide::admit(view, &node, role, &request.facts)).await?;
         self.leases.renew(&node, 0);
@@ -370,6 +371,40 @@ impl Manager {
         })
     }
 
+    /// Signs a new key of a member.
+    pub(super) fn renew(
+        &self,
+        id: &NodeId,
+        request: &RenewalRequest,
+    ) -> Result<RenewalReply, Error> {
+        let view = self.view();
+        let node = view.snapshot.nodes.get(id);
+        let node = node.ok_or_else(|| Error::NotFound(format!("no node {id}")))?;
+        let subject = Subject { node: id.clone(), role: node.role, cluster: self.info.id.clone() };
+        let certificate = self.authority.sign(&request.csr, &subject, self.cert_expiry());
+        Ok(RenewalReply {
+            certificate: certificate.map_err(|e| Error::Invalid(format!("{e:#}")))?,
+            ca: self.authority.certificate.clone(),
+        })
+    }
+
+    /// Shows this certificate from the next connection on.
+    pub(super) fn show(&self, own: &Credentials) -> Result<(), Error> {
+        self.acceptor.send_replace(acceptor(own)?);
+        Ok(())
+    }
+
+    /// How long certificates are valid that are signed now.
+    fn cert_expiry(&self) -> Duration {
+        let chosen = self.view().settings.as_ref().map(|s| s.cert_expiry);
+        Duration::from_secs(chosen.unwrap_or_else(view::expiry).into())
+    }
+
+    /// Changes what holds for the whole cluster.
+    pub(super) async fn update(&self, request: &UpdateCluster) -> Result<(), Error> {
+        self.commit(|view| decide::update_cluster(view, request)).await.map(|_| ())
+    }
+
     /// The token that admits workers; with `rotate`, a new one replaces it.
     pub(super) async fn worker_token(&self, rotate: bool) -> Result<token::Token, Error> {
         if rotate {
@@ -379,6 +414,10 @@ impl Manager {
         let ca = ca::digest(&ca::certificate(&self.authority.certificate)?);
         Ok(token::Token { ca, secret: secret(&*self.store, view::WORKER_TOKEN).await? })
     }
+}
+
+fn acceptor(own: &Credentials) -> anyhow::Result<TlsAcceptor> {
+    Ok(TlsAcceptor::from(Arc::new(tls::server(own)?)))
 }
 
 /// A value that no view holds.

@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use super::ca::Credentials;
 use super::disk::Dir;
 use super::follower::Follower;
 use super::identity::Identity;
@@ -35,6 +36,8 @@ const BIND: Duration = Duration::from_secs(2);
 /// A membership at work.
 pub(super) struct Member {
     pub(super) identity: Identity,
+    /// Those of `identity`, or what they were renewed to since.
+    pub(super) credentials: watch::Sender<Credentials>,
     pub(super) releases: Releases,
     pub(super) updates: Updates,
     pub(super) part: Part,
@@ -74,7 +77,8 @@ impl Member {
                 Part::Worker(follower) => follower.run(applied, seen).await,
             }
         };
-        tokio::join!(part, self.refresh(config, &facts), self.deliver(), self.tell());
+        let host = self.refresh(config, &facts);
+        tokio::join!(part, host, self.deliver(), self.tell(), self.keep_certificate());
     }
 
     async fn refresh(&self, config: &ClusterConfig, facts: &watch::Sender<Option<NodeFacts>>) {

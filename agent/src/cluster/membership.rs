@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::ca::{self, Authority, Subject};
@@ -100,7 +101,10 @@ impl Cluster {
         identity::erase(&config.data_dir)?;
         let store = Sqlite::create(&config.data_dir.join(STORE))?;
         let first = vec![
-            view::put(view::CLUSTER, &Settings { info: info.clone(), pool }),
+            view::put(
+                view::CLUSTER,
+                &Settings { info: info.clone(), pool, cert_expiry: view::expiry() },
+            ),
             view::put(view::CA, &authority),
             view::put(view::WORKER_TOKEN, &token::new_secret()),
             view::put_node(&decide::node(node.clone(), role, facts)),
@@ -246,7 +250,8 @@ impl Cluster {
                 (Part::Worker(Arc::new(follower)), first)
             }
         };
-        let member = Arc::new(Member { identity, releases, updates, part, dir });
+        let credentials = watch::Sender::new(identity.credentials.clone());
+        let member = Arc::new(Member { identity, credentials, releases, updates, part, dir });
         self.0.member.send_replace(Some(member.clone()));
         snapshot.send_replace(first);
         let (config, applied) = (config.clone(), self.0.applied.subscribe());
@@ -288,7 +293,7 @@ async fn ask_to_join(
     let client = Client::tls(manager.to_owned(), tls::manager_name(), config, JOIN);
     let request = CertificateRequest { token: token.secret.clone(), csr, facts };
     client.post("/v1/join", &request).await.map_err(|e| match e {
-        ClientError::Untrusted { .. } => Error::Conflict(format!(
+        ClientError::Untrusted { foreign: true, .. } => Error::Conflict(format!(
             "the manager at {manager} is not one of the cluster that the token is for; nothing \
              was sent to it"
         )),

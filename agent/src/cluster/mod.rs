@@ -25,6 +25,7 @@ mod membership;
 mod names;
 mod ports;
 mod releases;
+mod renewal;
 mod service;
 mod task;
 #[cfg(test)]
@@ -49,7 +50,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::api::types::{
     CertificateReply, CertificateRequest, ClusterStatus, CreateNetwork, CreateService, JoinToken,
-    NodeFacts, StatusReport, UpdateService,
+    NodeFacts, RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateService,
 };
 use crate::facts::HostReader;
 use crate::model::{Datapath, Name, Network, NodeId, Role, Service, Snapshot};
@@ -203,7 +204,12 @@ impl Cluster {
             Ok(Part::Worker(follower)) => *follower.live().borrow(),
             Err(_) => false,
         };
+        let expires = member.as_ref().ok().and_then(|member| {
+            let validity = ca::validity(&member.credentials.borrow().certificate).ok()?;
+            Some(humantime::format_rfc3339_seconds(validity.end).to_string())
+        });
         ClusterStatus {
+            certificate_expires: expires,
             version: self.0.config.version.clone(),
             node: member.ok().and_then(|m| snapshot.nodes.get(m.node()).cloned()),
             cluster: snapshot.cluster.clone(),
@@ -240,6 +246,26 @@ impl Cluster {
         let token = manager.worker_token(rotate).await?.to_string();
         let manager = format!("{}:{}", member.identity.record.address, manager.port());
         Ok(JoinToken { role, token, manager })
+    }
+
+    /// Changes what holds for the whole cluster.
+    ///
+    /// # Errors
+    /// If a value cannot be, or on a worker.
+    pub async fn update(&self, request: &UpdateCluster) -> Result<(), Error> {
+        self.manager()?.update(request).await
+    }
+
+    /// Signs a new key of a member.
+    ///
+    /// # Errors
+    /// If the node is none, or its request is malformed; on a worker.
+    pub fn renew_certificate(
+        &self,
+        node: &NodeId,
+        request: &RenewalRequest,
+    ) -> Result<RenewalReply, Error> {
+        self.manager()?.renew(node, request)
     }
 
     /// Creates a network.

@@ -40,12 +40,21 @@ pub(super) const WORKER_TOKEN: &str = "secrets/token/worker";
 const VNI_CURSOR: &str = "cursors/vni";
 const PORT_CURSOR: &str = "cursors/port";
 
-/// What `cluster init` fixes for ever.
+/// What holds for the whole cluster: what `cluster init` fixes for ever, and what
+/// `cluster update` changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Settings {
     #[serde(flatten)]
     pub(super) info: ClusterInfo,
     pub(super) pool: Pool,
+    /// Seconds for which certificates of nodes are valid.
+    #[serde(default = "expiry")]
+    pub(super) cert_expiry: u32,
+}
+
+/// What [`Settings::cert_expiry`] is unless somebody has chosen.
+pub(super) fn expiry() -> u32 {
+    u32::try_from(super::ca::EXPIRY.as_secs()).expect("less than 136 years")
 }
 
 /// The decoded store at one revision.

@@ -141,7 +141,7 @@ pub fn certificate(data: &[u8]) {
         let _ = ca::subject(&certificate);
     }
     let given = Subject { node: NodeId::new(), role: Role::Worker, cluster: "cluster".to_owned() };
-    if let Ok(signed) = AUTHORITY.sign(pem, &given) {
+    if let Ok(signed) = AUTHORITY.sign(pem, &given, ca::EXPIRY) {
         let signed = ca::certificate(&signed).expect("what we sign is a certificate");
         assert_eq!(ca::subject(&signed).expect("it names a node"), given);
     }

@@ -4,6 +4,7 @@
 
 mod agent;
 mod backup;
+mod certificates;
 mod damage;
 mod drift;
 mod everywhere;

@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::api::identity;
 use crate::api::server::document;
-use crate::cluster::ca::{Authority, Subject};
+use crate::cluster::ca::{self, Authority, Subject};
 use crate::cluster::tests::endpoint;
 use crate::cluster::token::Token;
 use crate::model::{NodeId, Role};
@@ -83,6 +83,7 @@ async fn workers_write_their_own_only() {
         ("PATCH", "/v1/endpoints/x"),
         ("DELETE", "/v1/endpoints/x"),
         ("POST", "/v1/nodes/n2/status"),
+        ("POST", "/v1/nodes/n2/certificate"),
         ("POST", "/v1/cluster/leave-notification"),
         ("GET", "/v1/unknown"),
         ("GET", "/"),
@@ -99,6 +100,7 @@ async fn workers_write_their_own_only() {
         call(&worker, "DELETE", &format!("/v1/endpoints/{}", theirs.id)).await,
         post(&worker, &format!("/v1/nodes/{id3}/status"), &json!({"applied": 1, "facts": null}))
             .await,
+        post(&worker, &format!("/v1/nodes/{id3}/certificate"), &json!({"csr": ""})).await,
     ] {
         assert_eq!(refusal(refused).0, 403);
     }
@@ -225,6 +227,37 @@ async fn the_token_goes_to_its_own_cluster_only() {
     assert_eq!(n1.cluster.snapshot().nodes.len(), 1);
     assert_eq!(n2.cluster.identity(), None);
     n2.join(&n1).await;
+}
+
+/// A clock that is wrong is told from a manager that is.
+#[tokio::test]
+async fn a_certificate_that_has_ended_is_a_matter_of_clocks() {
+    let authority = Authority::new("c").unwrap();
+    let cluster = "c".to_owned();
+    let subject = Subject { node: NodeId::new(), role: Role::Manager, cluster };
+    let (key, csr) = ca::request().unwrap();
+    let certificate = authority.sign(&csr, &subject, Duration::ZERO).unwrap();
+    let own = Credentials { certificate, key, ca: authority.certificate.clone() };
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls::server(&own).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(acceptor.accept(stream).await);
+        }
+    });
+    let good = authority.issue(&subject).unwrap();
+    let config = Arc::new(tls::member(&good).unwrap());
+    let client = Client::tls(address, tls::manager_name(), config, SOON);
+    // It is valid to the end of the second in which it was made.
+    let refused = loop {
+        match client.get::<serde_json::Value>("/v1/cluster").await {
+            Err(e @ ClientError::Untrusted { .. }) => break e,
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    };
+    assert!(matches!(refused, ClientError::Untrusted { foreign: false, .. }), "{refused}");
+    assert!(refused.to_string().contains("by this host's clock"), "{refused}");
 }
 
 #[tokio::test]

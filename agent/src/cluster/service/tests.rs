@@ -30,6 +30,7 @@ fn cluster() -> (View, [NodeId; 2]) {
         },
         // Six addresses each: they do run out.
         pool: Pool { block, prefix: 29 },
+        cert_expiry: 3600,
     });
     let info = view.settings.as_ref().map(|s| s.info.clone());
     std::sync::Arc::make_mut(&mut view.snapshot).cluster = info;
