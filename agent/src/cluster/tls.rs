@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -29,11 +29,14 @@ pub fn server(own: &Credentials) -> Result<ServerConfig> {
         .build()?;
     // The chain carries the CA for those who know only its digest.
     let chain = vec![ca::certificate(&own.certificate)?, ca::certificate(&own.ca)?];
-    ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, ca::private_key(&own.key)?)
-        .context("this node's certificate and key do not work together")
+        .context("this node's certificate and key do not work together")?;
+    // A session that is resumed would go on with a certificate that has ended.
+    config.send_tls13_tickets = 0;
+    Ok(config)
 }
 
 /// What a member uses to talk to a manager.
@@ -41,11 +44,13 @@ pub fn server(own: &Credentials) -> Result<ServerConfig> {
 /// # Errors
 /// If the credentials are damaged.
 pub fn member(own: &Credentials) -> Result<ClientConfig> {
-    ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots(&own.ca)?)
         .with_client_auth_cert(vec![ca::certificate(&own.certificate)?], ca::private_key(&own.key)?)
-        .context("this node's certificate and key do not work together")
+        .context("this node's certificate and key do not work together")?;
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 /// What a node uses to join the cluster whose CA certificate has this digest.
