@@ -2,9 +2,11 @@
 //! mutual TLS between nodes. It owns connections and their reuse; it knows no
 //! route and no policy. Paths start with `/v1/`.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -99,7 +101,12 @@ impl fmt::Display for Target {
     }
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+/// An open connection.
+struct Sender {
+    request: SendRequest<Full<Bytes>>,
+    /// Of [`Inner::renewals`] when it was opened.
+    renewals: usize,
+}
 
 struct Inner {
     target: Target,
@@ -108,6 +115,8 @@ struct Inner {
     patience: Option<Duration>,
     /// Open connections that no request is using, and since when.
     idle: Mutex<Vec<(Sender, Instant)>>,
+    /// How often this node's certificate was renewed.
+    renewals: AtomicUsize,
     connecting: Semaphore,
 }
 
@@ -133,18 +142,20 @@ impl Client {
         Self::new(Target::Tls { address, name, connector }, Some(patience))
     }
 
-    /// Uses another TLS configuration from the next connection on; of those that are idle
+    /// Uses another TLS configuration from the next connection on; of those that are open
     /// none is used again. Has no meaning on a unix socket.
     pub fn renew(&self, config: Arc<rustls::ClientConfig>) {
         if let Target::Tls { connector, .. } = &self.0.target {
             *lock(connector) = TlsConnector::from(config);
+            self.0.renewals.fetch_add(1, Ordering::Relaxed);
             lock(&self.0.idle).clear();
         }
     }
 
     fn new(target: Target, patience: Option<Duration>) -> Self {
         let connecting = Semaphore::new(CONNECTING);
-        Self(Arc::new(Inner { target, patience, idle: Mutex::default(), connecting }))
+        let (idle, renewals) = Default::default();
+        Self(Arc::new(Inner { target, patience, idle, renewals, connecting }))
     }
 
     /// `GET`.
@@ -247,10 +258,10 @@ impl Client {
                 Some(sender) => sender,
                 None => self.connect().await?,
             };
-            if reused && sender.ready().await.is_err() {
+            if reused && sender.request.ready().await.is_err() {
                 continue;
             }
-            let sent = sender.try_send_request(request);
+            let sent = sender.request.try_send_request(request);
             let sent = match self.0.patience {
                 None => sent.await,
                 Some(patience) => tokio::time::timeout(patience, sent)
@@ -265,7 +276,7 @@ impl Client {
                     None if reused && method == Method::GET => {
                         request = self.build(&method, path, body)?;
                     }
-                    None => return Err(self.broken(chain(&failed.into_error()))),
+                    None => return Err(self.failed(&failed.into_error())),
                 },
             }
         }
@@ -297,6 +308,8 @@ impl Client {
         if let Some(idle) = self.idle() {
             return Ok(idle);
         }
+        // Before the certificate is taken: it may be renewed meanwhile.
+        let renewals = self.0.renewals.load(Ordering::Relaxed);
         let connected = tokio::time::timeout(CONNECT, async {
             match &self.0.target {
                 Target::Unix(path) => start(UnixStream::connect(path).await?).await,
@@ -309,7 +322,7 @@ impl Client {
             }
         });
         match connected.await {
-            Ok(Ok(sender)) => Ok(sender),
+            Ok(Ok(request)) => Ok(Sender { request, renewals }),
             Ok(Err(e)) => Err(self.distrust(&e).unwrap_or_else(|| self.unreachable(e))),
             Err(_) => Err(self.unreachable(format!("no answer within {CONNECT:?}"))),
         }
@@ -335,16 +348,35 @@ impl Client {
     }
 
     fn keep(&self, sender: Sender) {
-        if !sender.is_closed() {
-            let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.0.idle);
+        let current = sender.renewals == self.0.renewals.load(Ordering::Relaxed);
+        if current && !sender.request.is_closed() {
             idle.push((sender, Instant::now()));
         }
     }
 
     fn idle(&self) -> Option<Sender> {
-        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < IDLE);
+        let mut idle = lock(&self.0.idle);
+        idle.retain(|(sender, since)| !sender.request.is_closed() && since.elapsed() < IDLE);
         idle.pop().map(|(sender, _)| sender)
+    }
+
+    /// The request was sent, and there is no reply. A server that does not take this node's
+    /// certificate says so only then (RFC 8446, 4.4.2.4).
+    fn failed(&self, error: &hyper::Error) -> ClientError {
+        use rustls::AlertDescription as Alert;
+        let io = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        let tls = io.and_then(io::Error::get_ref).and_then(|e| e.downcast_ref::<rustls::Error>());
+        match tls {
+            Some(rustls::Error::AlertReceived(Alert::UnknownCA)) => {
+                let reason = "it does not take this node's certificate: the cluster's CA was \
+                              replaced while this node was away. `netagent cluster leave \
+                              --force`, and join again";
+                let target = self.0.target.to_string();
+                ClientError::Untrusted { target, reason: reason.to_owned(), foreign: true }
+            }
+            _ => self.broken(chain(error)),
+        }
     }
 
     /// Whether `error` is that the server's certificate is not good.
@@ -353,7 +385,12 @@ impl Client {
         let rustls::Error::InvalidCertificate(reason) = tls else { return None };
         use rustls::CertificateError as Bad;
         let (foreign, reason) = match reason {
-            Bad::UnknownIssuer => (true, "it belongs to another cluster".to_owned()),
+            Bad::UnknownIssuer => {
+                let text = "it belongs to another cluster, or the cluster's CA was replaced while \
+                            this node was away: then `netagent cluster leave --force`, and join \
+                            again";
+                (true, text.to_owned())
+            }
             Bad::Expired
             | Bad::ExpiredContext { .. }
             | Bad::NotValidYet
@@ -384,7 +421,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Speaks HTTP over `io`; a task drives the connection until either side closes.
-async fn start<S>(io: S) -> io::Result<Sender>
+async fn start<S>(io: S) -> io::Result<SendRequest<Full<Bytes>>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -11,9 +11,9 @@ use super::extract::{Body, InPath};
 use super::server::App;
 use super::types::{
     ClusterStatus, ErrorBody, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership,
-    UpdateCluster,
+    RotateCa, UpdateCluster,
 };
-use crate::model::Role;
+use crate::model::{CaRotation, Role};
 
 /// What this node knows of its cluster
 #[utoipa::path(get, operation_id = "cluster_status", path = "/v1/cluster", tag = "cluster",
@@ -31,6 +31,16 @@ pub(super) async fn update(
 ) -> Result<StatusCode, ApiError> {
     app.cluster.update(&request).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Replace the cluster's CA
+#[utoipa::path(post, operation_id = "rotate_ca", path = "/v1/cluster/ca/rotate", tag = "cluster", request_body = RotateCa,
+    responses((status = 200, body = CaRotation), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn rotate_ca(
+    State(app): State<App>,
+    Body(request): Body<RotateCa>,
+) -> Result<Json<CaRotation>, ApiError> {
+    Ok(Json(app.cluster.rotate_ca(request.force).await?))
 }
 
 /// Make a cluster with this node as its manager

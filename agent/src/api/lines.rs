@@ -45,7 +45,7 @@ impl Lines {
         }
         let line = encode(&match old {
             Some(old) => WatchEvent::Delta { revision: new.revision, changes: between(old, new) },
-            None => WatchEvent::Snapshot { snapshot: Snapshot::clone(new) },
+            None => WatchEvent::Snapshot { snapshot: Box::new(Snapshot::clone(new)) },
         })?;
         if newest.from.len() < KEPT {
             newest.from.push((from, line.clone()));

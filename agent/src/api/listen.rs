@@ -18,6 +18,7 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -90,9 +91,9 @@ pub async fn serve_tls(cluster: Cluster, router: Router) {
             tracing::debug!("{peer}: too many connections without a certificate");
             continue;
         };
-        let router = router.clone();
+        let (router, cluster) = (router.clone(), cluster.clone());
         tokio::spawn(async move {
-            if let Err(e) = serve_peer(stream, acceptor, pass, router).await {
+            if let Err(e) = serve_peer(stream, acceptor, pass, router, cluster).await {
                 tracing::debug!("{peer}: {e:#}");
             }
         });
@@ -104,28 +105,35 @@ async fn serve_peer(
     acceptor: TlsAcceptor,
     pass: Pass,
     router: Router,
+    cluster: Cluster,
 ) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await.context("slow handshake")??;
     let identity = identify(&stream)?;
-    if identity == Identity::Anonymous {
-        timeout(STRANGER, serve(stream, identity, router)).await.context("slow stranger")?;
-    } else {
-        drop(pass);
-        serve(stream, identity, router).await;
+    let Some(certificate) = shown(&stream).map(|shown| shown.clone().into_owned()) else {
+        return timeout(STRANGER, serve(stream, identity, router)).await.context("slow stranger");
+    };
+    drop(pass);
+    tokio::select! {
+        () = serve(stream, identity, router) => Ok(()),
+        () = cluster.distrusts(&certificate) => bail!("its certificate is of a former CA"),
     }
-    Ok(())
 }
 
 /// Who the peer is. Its certificate, if any, was verified in the handshake.
 fn identify(stream: &TlsStream<TcpStream>) -> Result<Identity> {
-    match stream.get_ref().1.peer_certificates() {
-        None | Some([]) => Ok(Identity::Anonymous),
-        Some([leaf, ..]) => {
+    match shown(stream) {
+        None => Ok(Identity::Anonymous),
+        Some(leaf) => {
             let subject = ca::subject(leaf).context("a certificate that names no node")?;
             Ok(Identity::Node { id: subject.node, role: subject.role })
         }
     }
+}
+
+/// The peer's certificate.
+fn shown(stream: &TlsStream<TcpStream>) -> Option<&CertificateDer<'static>> {
+    stream.get_ref().1.peer_certificates()?.first()
 }
 
 async fn serve<S>(stream: S, identity: Identity, router: Router)

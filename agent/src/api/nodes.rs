@@ -91,7 +91,7 @@ pub(super) async fn renew(
     Body(request): Body<RenewalRequest>,
 ) -> Result<Json<RenewalReply>, ApiError> {
     identity.must_act_for(&node, "this certificate")?;
-    Ok(Json(app.cluster.renew_certificate(&node, &request)?))
+    Ok(Json(app.cluster.renew_certificate(&node, &request).await?))
 }
 
 /// The calling node leaves the cluster

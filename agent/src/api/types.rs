@@ -13,9 +13,9 @@ use utoipa::ToSchema;
 
 use super::version;
 use crate::model::{
-    ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, HealthCheck, Name, Network,
-    NetworkId, Node, NodeId, Path, Prefer, Protocol, PublishMode, Role, Scheduler, Service,
-    ServiceId, Task, WorkloadId,
+    CaRotation, Certificate, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health,
+    HealthCheck, Name, Network, NetworkId, Node, NodeId, Path, Prefer, Protocol, PublishMode, Role,
+    Scheduler, Service, ServiceId, Task, WorkloadId,
 };
 
 /// Body of every reply that is not a success.
@@ -41,6 +41,18 @@ pub struct ClusterStatus {
     /// When this node's certificate ends, RFC 3339, UTC; it is renewed long before.
     #[serde(default)]
     pub certificate_expires: Option<String>,
+    /// How far the replacement of the CA has come; none if nobody has anything to do for it.
+    #[serde(default)]
+    pub ca_rotation: Option<CaRotation>,
+}
+
+/// `POST /v1/cluster/ca/rotate`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RotateCa {
+    /// End the rotation that is under way: nodes that have not renewed must join again.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `PATCH /v1/cluster`: what is named changes, the rest stays.
@@ -524,6 +536,9 @@ pub struct NodeFacts {
     /// Destinations that its host routes itself.
     #[schema(value_type = Vec<String>)]
     pub routes: Vec<Ipv4Network>,
+    /// Its certificate; none before it has joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
 }
 
 /// `POST /v1/nodes/{node}/status`: renews the node's lease.
@@ -574,7 +589,7 @@ pub struct RenewalRequest {
 pub struct RenewalReply {
     /// The node's new certificate, PEM.
     pub certificate: String,
-    /// The cluster's CA certificate, PEM.
+    /// Certificates of the CAs that nodes trust, PEM; the one that signed is first.
     pub ca: String,
 }
 
@@ -598,6 +613,8 @@ pub enum Change {
     Endpoint(Endpoint),
     /// An endpoint is gone.
     EndpointRemoved(crate::model::EndpointId),
+    /// Other CAs are trusted.
+    Trust(crate::model::Trust),
 }
 
 /// `GET /v1/watch`: one JSON object a line. First a snapshot, then deltas.
@@ -607,7 +624,7 @@ pub enum WatchEvent {
     /// The whole state.
     Snapshot {
         /// It.
-        snapshot: crate::model::Snapshot,
+        snapshot: Box<crate::model::Snapshot>,
     },
     /// What changed up to a revision, in order.
     Delta {

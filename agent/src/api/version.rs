@@ -56,7 +56,7 @@ fn get_along(one: &str, other: &str) -> bool {
 }
 
 /// Kinds of [`Change`].
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     "node",
     "node_removed",
     "network",
@@ -65,6 +65,7 @@ const KINDS: [&str; 8] = [
     "service_removed",
     "endpoint",
     "endpoint_removed",
+    "trust",
 ];
 
 /// The changes of kinds that are known.

@@ -7,6 +7,7 @@ use ipnetwork::Ipv4Network;
 use serde::de::IgnoredAny;
 
 use super::backup::{Backup, Restore};
+use super::ca::Ca;
 use super::duration;
 use super::output::{self, Format};
 use super::path;
@@ -25,6 +26,7 @@ pub(super) enum Verb {
     Leave(Leave),
     Info(Info),
     Update(Update),
+    Ca(Ca),
     Backup(Backup),
     Restore(Restore),
 }
@@ -204,6 +206,7 @@ pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
             client.patch::<_, ()>("/v1/cluster", &request).await?;
             String::new()
         }
+        Verb::Ca(args) => args.run(client).await?,
         Verb::Backup(args) => args.run(client).await?,
         // No agent may run meanwhile: it is done without one.
         Verb::Restore(_) => unreachable!("dispatched before an agent is asked"),
@@ -232,6 +235,7 @@ fn info(status: &ClusterStatus) -> String {
     if let Some(restored) = status.cluster.as_ref().and_then(|c| c.restored.as_ref()) {
         facts.push(("Restored", format!("{}, from a backup of {}", restored.at, restored.backup)));
     }
+    facts.extend(status.ca_rotation.as_ref().map(|r| ("CA rotation", r.to_string())));
     if let Some(node) = &status.node {
         facts.extend([
             ("Node", node.id.to_string()),
@@ -286,6 +290,7 @@ mod tests {
             manager_reachable: true,
             applied: 7,
             certificate_expires: Some("2027-02-18T10:00:00Z".to_owned()),
+            ca_rotation: None,
         };
         assert_eq!(
             info(&status),
@@ -320,6 +325,7 @@ mod tests {
             manager_reachable: false,
             applied: 0,
             certificate_expires: None,
+            ca_rotation: None,
         };
         let text = info(&status);
         assert!(text.contains("none: it was removed from the cluster"), "{text}");
@@ -334,6 +340,7 @@ mod tests {
             manager_reachable: false,
             applied: 0,
             certificate_expires: None,
+            ca_rotation: None,
         };
         assert_eq!(
             info(&status),

@@ -4,6 +4,7 @@
 
 pub mod agent;
 mod backup;
+mod ca;
 mod cluster;
 mod completion;
 pub mod duration;

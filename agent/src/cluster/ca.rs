@@ -18,9 +18,9 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, ParsedExtension, X509Certificate};
 
-use crate::model::{NodeId, Role};
+use crate::model::{Certificate, NodeId, Role};
 
 /// The name in every manager's certificate.
 pub const MANAGER_NAME: &str = "manager.netagent";
@@ -46,7 +46,7 @@ pub struct Credentials {
     pub certificate: String,
     /// Private key.
     pub key: String,
-    /// Certificate of the CA.
+    /// Certificates of the CAs that its owner trusts: one, but while the CA is replaced.
     pub ca: String,
 }
 
@@ -69,7 +69,10 @@ impl Authority {
     pub fn new(cluster: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = params(LIFETIME);
-        params.distinguished_name.push(DnType::CommonName, "netagent CA");
+        // With a name of its own, so that a certificate of its predecessor is not taken for one
+        // of its own that is damaged.
+        let name = format!("netagent CA {}", hex::encode(rand::random::<[u8; 4]>()));
+        params.distinguished_name.push(DnType::CommonName, name);
         params.distinguished_name.push(DnType::OrganizationName, cluster);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -145,6 +148,70 @@ pub fn digest(certificate: &CertificateDer<'_>) -> [u8; 32] {
 /// If there is none.
 pub fn certificate(pem: &str) -> Result<CertificateDer<'static>> {
     CertificateDer::from_pem_slice(pem.as_bytes()).context("not a PEM certificate")
+}
+
+/// All certificates in PEM text.
+///
+/// # Errors
+/// If there is none, or one is malformed.
+pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .context("not PEM certificates")?;
+    if all.is_empty() {
+        bail!("no PEM certificate");
+    }
+    Ok(all)
+}
+
+/// Which of these CAs, PEM, signed a certificate that was verified already.
+///
+/// # Errors
+/// If something is no certificate, or none of them did.
+pub fn signer(certificate: &CertificateDer<'_>, cas_pem: &str) -> Result<CertificateDer<'static>> {
+    let wanted = KeyIdentifiers::of(certificate)?.signer;
+    let wanted = wanted.context("the certificate does not say who signed it")?;
+    for ca in certificates(cas_pem)? {
+        if KeyIdentifiers::of(&ca)?.own.as_ref() == Some(&wanted) {
+            return Ok(ca);
+        }
+    }
+    bail!("the certificate was signed by another CA")
+}
+
+/// Identifiers of the certificate's own key and of the one that signed it (RFC 5280,
+/// 4.2.1.1 and 4.2.1.2).
+#[derive(Default)]
+struct KeyIdentifiers {
+    own: Option<Vec<u8>>,
+    signer: Option<Vec<u8>>,
+}
+
+impl KeyIdentifiers {
+    fn of(der: &CertificateDer<'_>) -> Result<Self> {
+        let (_, parsed) = X509Certificate::from_der(der).context("not a certificate")?;
+        let mut found = Self::default();
+        for extension in parsed.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => found.own = Some(id.0.to_vec()),
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    found.signer = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// What others are told of a certificate; `cas_pem` are those that its node trusts.
+///
+/// # Errors
+/// If it is no certificate.
+pub fn shown(certificate_pem: &str, cas_pem: &str) -> Result<Certificate> {
+    let expires = humantime::format_rfc3339_seconds(validity(certificate_pem)?.end).to_string();
+    let ca = signer(&certificate(certificate_pem)?, cas_pem).map(|ca| hex::encode(digest(&ca)));
+    Ok(Certificate { expires, ca: ca.unwrap_or_default() })
 }
 
 /// When a certificate is to be renewed, and when it ends.
@@ -247,6 +314,22 @@ mod tests {
         assert!(parsed.subject_alternative_name().unwrap().is_none());
         assert!(!parsed.extended_key_usage().unwrap().unwrap().value.server_auth);
         authority.sign("no request", &given, EXPIRY).unwrap_err();
+    }
+
+    #[test]
+    fn a_certificate_says_who_signed_it() {
+        let [one, other] = [(); 2].map(|()| Authority::new("c1").unwrap());
+        let given = Subject { node: NodeId::new(), role: Role::Worker, cluster: "c1".to_owned() };
+        let issued = other.issue(&given).unwrap();
+        let both = format!("{}{}", one.certificate, other.certificate);
+        let digest_of = |pem: &str| digest(&certificate(pem).unwrap());
+        let signer_of = |cas| signer(&certificate(&issued.certificate).unwrap(), cas);
+        assert_eq!(digest(&signer_of(&both).unwrap()), digest_of(&other.certificate));
+        signer_of(&one.certificate).unwrap_err();
+        signer_of("").unwrap_err();
+        let shown = shown(&issued.certificate, &both).unwrap();
+        assert_eq!(shown.ca, hex::encode(digest_of(&other.certificate)));
+        humantime::parse_rfc3339(&shown.expires).unwrap();
     }
 
     #[test]

@@ -15,6 +15,9 @@ pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     removed(&old.services, &new.services, Change::ServiceRemoved, &mut changes);
     removed(&old.networks, &new.networks, Change::NetworkRemoved, &mut changes);
     removed(&old.nodes, &new.nodes, Change::NodeRemoved, &mut changes);
+    if let Some(trust) = new.trust.as_ref().filter(|_| new.trust != old.trust) {
+        changes.push(Change::Trust(trust.clone()));
+    }
     put(&old.nodes, &new.nodes, Change::Node, &mut changes);
     put(&old.networks, &new.networks, Change::Network, &mut changes);
     put(&old.services, &new.services, Change::Service, &mut changes);
@@ -30,6 +33,7 @@ pub(crate) fn apply(snapshot: &mut Snapshot, revision: u64, changes: Vec<Change>
             Change::Node(node) => {
                 snapshot.nodes.insert(node.id.clone(), node);
             }
+            Change::Trust(trust) => snapshot.trust = Some(trust),
             Change::NodeRemoved(id) => {
                 snapshot.nodes.remove(&id);
             }
@@ -82,7 +86,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Endpoint, EndpointMode, Mac, Name, NetworkId, Prefer, Scheduler, Service};
+    use crate::model::{
+        Endpoint, EndpointMode, Mac, Name, NetworkId, Prefer, Scheduler, Service, Trust,
+    };
 
     /// Few identifiers with few values, so that two snapshots share some.
     fn snapshot() -> impl Strategy<Value = Snapshot> {
@@ -118,8 +124,14 @@ mod tests {
         });
         let services = prop::collection::vec(service, 0..4);
         let endpoints = prop::collection::vec(endpoint, 0..8);
-        (any::<u64>(), endpoints, services).prop_map(|(revision, endpoints, services)| Snapshot {
+        let trust = (0u8..3).prop_map(|value| {
+            let (ca, digest) = (format!("CA {value}"), String::new());
+            Some(Trust { ca, digest, former: None, forced: false })
+        });
+        let all = (any::<u64>(), endpoints, services, trust);
+        all.prop_map(|(revision, endpoints, services, trust)| Snapshot {
             revision,
+            trust,
             services: services.into_iter().map(|s| (s.id.clone(), s)).collect(),
             endpoints: endpoints.into_iter().map(|e| (e.id.clone(), e)).collect(),
             ..Snapshot::default()

@@ -227,9 +227,9 @@ pub(super) fn admit(view: &View, id: &NodeId, role: Role, facts: &NodeFacts) -> 
 
 /// A node's record from its facts.
 pub(super) fn node(id: NodeId, role: Role, facts: NodeFacts) -> Node {
-    let NodeFacts { hostname, address, mtu, datapath, version, routes } = facts;
+    let NodeFacts { hostname, address, mtu, datapath, version, routes, certificate } = facts;
     let status = NodeStatus::Ready;
-    Node { id, hostname, role, address, mtu, datapath, version, status, routes }
+    Node { id, hostname, role, address, mtu, datapath, version, status, routes, certificate }
 }
 
 /// A node has spoken: it is ready, and its facts are these.
@@ -248,6 +248,8 @@ pub(super) fn report(view: &View, id: &NodeId, facts: Option<&NodeFacts>) -> Dec
             )));
         }
         new = node(id.clone(), old.role, facts.clone());
+        // An agent that does not tell of it has the one that it got when it joined.
+        new.certificate = new.certificate.or_else(|| old.certificate.clone());
     }
     let ops = if new == *old { vec![] } else { vec![view::put_node(&new)] };
     Ok((ops, ()))

@@ -23,7 +23,8 @@ use crate::model::{NodeId, Snapshot};
 /// Pause before the first new attempt; it doubles up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Pause after the manager said that this node is no member, or its agent too old or too new.
+/// Pause after the manager said that this node is no member, or its agent too old or too new,
+/// or did not prove to be the manager.
 const EXPELLED: Duration = Duration::from_secs(30);
 /// A stream that was silent for so long is dead; managers send something every second.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -62,7 +63,7 @@ struct End {
     reason: String,
     /// This node is no member any more.
     expelled: bool,
-    /// This agent and the manager's do not get along.
+    /// This agent and the manager's do not get along, or do not trust each other.
     strange: bool,
 }
 
@@ -75,7 +76,8 @@ impl End {
 impl From<ClientError> for End {
     fn from(error: ClientError) -> Self {
         let refused = |with: u16| matches!(&error, ClientError::Refused { status, .. } if status.as_u16() == with);
-        let (expelled, strange) = (refused(403), refused(426));
+        let untrusted = matches!(&error, ClientError::Untrusted { .. });
+        let (expelled, strange) = (refused(403), refused(426) || untrusted);
         Self { reason: error.to_string(), expelled, strange }
     }
 }
@@ -120,6 +122,11 @@ impl Follower {
     /// Shows another certificate from the next connection on.
     pub(super) fn show(&self, config: Arc<rustls::ClientConfig>) {
         self.managers.iter().for_each(|manager| manager.renew(config.clone()));
+    }
+
+    /// What is published.
+    pub(super) fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.subscribe()
     }
 
     /// Whether a manager answers.
@@ -186,7 +193,7 @@ impl Follower {
         match event {
             WatchEvent::Snapshot { snapshot } => {
                 self.snapshot.send_if_modified(|current| {
-                    let mut snapshot = Arc::new(snapshot);
+                    let mut snapshot = Arc::from(snapshot);
                     self.overlay(&mut snapshot);
                     let new = *current != snapshot;
                     if new {

@@ -110,6 +110,7 @@ mod tests {
                 datapath: Datapath::Ebpf,
                 version: "0".to_owned(),
                 routes: vec![],
+                certificate: None,
             };
             let node = decide::node(NodeId::new(), Role::Worker, facts);
             snapshot.nodes.insert(node.id.clone(), node);

@@ -16,14 +16,14 @@ use super::ca::{self, Authority, Credentials, Subject};
 use super::identity::Identity;
 use super::leases::{LEASE, LOOK, Leases};
 use super::view::{self, View};
-use super::{Error, decide, service, task, tls, token};
+use super::{Error, decide, rotation, service, task, tls, token};
 use crate::api::types::{
     CertificateReply, CertificateRequest, CreateEndpoint, CreateNetwork, CreateService, NodeFacts,
     RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateEndpoint, UpdateService,
 };
 use crate::model::{
-    ClusterInfo, Endpoint, EndpointId, Name, Network, Node, NodeId, NodeStatus, Role, Service,
-    Snapshot,
+    CaRotation, ClusterInfo, Endpoint, EndpointId, Name, Network, Node, NodeId, NodeStatus, Role,
+    Service, Snapshot, Trust,
 };
 use crate::store::{Compare, Op, Outcome, Store};
 
@@ -40,7 +40,6 @@ pub(super) struct Manager {
     store: Arc<dyn Store>,
     me: NodeId,
     info: ClusterInfo,
-    authority: Authority,
     view: watch::Sender<Arc<View>>,
     /// Where snapshots are published.
     snapshot: watch::Sender<Arc<Snapshot>>,
@@ -50,7 +49,9 @@ pub(super) struct Manager {
     /// Where other nodes connect to; None once this is no manager any more.
     listener: std::sync::Mutex<Option<Arc<TcpListener>>>,
     port: u16,
-    /// Replaced when this node's certificate is.
+    /// What this node shows to others.
+    own: std::sync::Mutex<Credentials>,
+    /// Replaced when that is, or when other CAs are trusted.
     acceptor: watch::Sender<TlsAcceptor>,
 }
 
@@ -65,23 +66,23 @@ impl Manager {
         let view = View::read(store.range("").await?)?;
         let info = view.settings.as_ref().map(|s| s.info.clone());
         let info = info.ok_or_else(|| Error::Internal("the store holds no cluster".to_owned()))?;
-        let authority = secret(&*store, view::CA).await?;
         let me = identity.record.node.clone();
         let leases = Leases::new(me.clone(), &view.snapshot);
-        let acceptor = watch::Sender::new(acceptor(&identity.credentials)?);
+        let own = identity.credentials.clone();
+        let acceptor = watch::Sender::new(acceptor(&own, view.snapshot.trust.as_ref())?);
         let view = watch::Sender::new(Arc::new(view));
         let port = listener.local_addr().context("the listener has no address")?.port();
         Ok(Self {
             store,
             me,
             info,
-            authority,
             view,
             snapshot,
             leases,
             turn: Mutex::default(),
             listener: std::sync::Mutex::new(Some(Arc::new(listener))),
             port,
+            own: std::sync::Mutex::new(own),
             acceptor,
         })
     }
@@ -89,7 +90,7 @@ impl Manager {
     /// Publishes and mirrors the store, watches the leases; never returns.
     pub(super) async fn run(&self) {
         self.snapshot.send_replace(self.view().snapshot.clone());
-        tokio::join!(self.mirror(), self.watch_leases());
+        tokio::join!(self.mirror(), self.watch_leases(), self.end_rotations());
     }
 
     async fn mirror(&self) {
@@ -116,8 +117,29 @@ impl Manager {
     }
 
     fn publish(&self, view: View) {
+        let trust = view.snapshot.trust.as_ref();
+        // Before any node is told: the first of those that renew may come at once.
+        if self.view.borrow().snapshot.trust.as_ref() != trust
+            && let Err(e) = self.accept_with(trust)
+        {
+            tracing::error!("connections are still taken by the former CA: {e}");
+        }
         self.snapshot.send_replace(view.snapshot.clone());
         self.view.send_replace(Arc::new(view));
+    }
+
+    /// Trusts a former CA no more, once nobody needs it.
+    async fn end_rotations(&self) {
+        let mut views = self.view.subscribe();
+        while views.wait_for(|view| view.snapshot.is_former_ca_done()).await.is_ok() {
+            match self.commit(rotation::advance).await {
+                Ok(_) => tracing::info!("the former CA is trusted no more"),
+                Err(e) => {
+                    tracing::error!("the former CA is still trusted: {e}");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
     }
 
     async fn watch_leases(&self) {
@@ -142,6 +164,11 @@ impl Manager {
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         self.view().snapshot.clone()
+    }
+
+    /// What is published.
+    pub(super) fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.subscribe()
     }
 
     fn view(&self) -> Arc<View> {
@@ -355,24 +382,17 @@ impl Manager {
         }
         let (node, role) = (NodeId::new(), Role::Worker);
         let subject = Subject { node: node.clone(), role, cluster: self.info.id.clone() };
-        let certificate = self
-            .authority
-            .sign(&request.csr, &subject, self.cert_expiry())
-            .map_err(|e| Error::Invalid(format!("{e:#}")))?;
-        self.commit(|view| decide::admit(view, &node, role, &request.facts)).await?;
+        let RenewalReply { certificate, ca } = self.sign(&request.csr, &subject).await?;
+        let shown = ca::shown(&certificate, &ca)?;
+        let facts = NodeFacts { certificate: Some(shown), ..request.facts.clone() };
+        self.commit(|view| decide::admit(view, &node, role, &facts)).await?;
         self.leases.renew(&node, 0);
         tracing::info!("node {} ({node}) joined as {role}", request.facts.hostname);
-        Ok(CertificateReply {
-            cluster: self.info.clone(),
-            node,
-            role,
-            certificate,
-            ca: self.authority.certificate.clone(),
-        })
+        Ok(CertificateReply { cluster: self.info.clone(), node, role, certificate, ca })
     }
 
     /// Signs a new key of a member.
-    pub(super) fn renew(
+    pub(super) async fn renew(
         &self,
         id: &NodeId,
         request: &RenewalRequest,
@@ -381,17 +401,47 @@ impl Manager {
         let node = view.snapshot.nodes.get(id);
         let node = node.ok_or_else(|| Error::NotFound(format!("no node {id}")))?;
         let subject = Subject { node: id.clone(), role: node.role, cluster: self.info.id.clone() };
-        let certificate = self.authority.sign(&request.csr, &subject, self.cert_expiry());
-        Ok(RenewalReply {
-            certificate: certificate.map_err(|e| Error::Invalid(format!("{e:#}")))?,
-            ca: self.authority.certificate.clone(),
-        })
+        self.sign(&request.csr, &subject).await
+    }
+
+    async fn sign(&self, csr: &str, subject: &Subject) -> Result<RenewalReply, Error> {
+        // The CA that signs and those that are trusted are of one moment.
+        let _turn = self.turn.lock().await;
+        let authority: Authority = secret(&*self.store, view::CA).await?;
+        let certificate = authority.sign(csr, subject, self.cert_expiry());
+        let certificate = certificate.map_err(|e| Error::Invalid(format!("{e:#}")))?;
+        let trust = self.view().snapshot.trust.as_ref().map(Trust::pem);
+        Ok(RenewalReply { certificate, ca: trust.unwrap_or(authority.certificate) })
     }
 
     /// Shows this certificate from the next connection on.
     pub(super) fn show(&self, own: &Credentials) -> Result<(), Error> {
-        self.acceptor.send_replace(acceptor(own)?);
+        self.lock_own().clone_from(own);
+        self.accept_with(self.view().snapshot.trust.as_ref())
+    }
+
+    fn accept_with(&self, trust: Option<&Trust>) -> Result<(), Error> {
+        let acceptor = acceptor(&self.lock_own(), trust)?;
+        self.acceptor.send_replace(acceptor);
         Ok(())
+    }
+
+    fn lock_own(&self) -> std::sync::MutexGuard<'_, Credentials> {
+        self.own.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Begins to replace the CA, or with `force` ends that.
+    pub(super) async fn rotate_ca(&self, force: bool) -> Result<CaRotation, Error> {
+        if force {
+            self.commit(rotation::force).await?;
+            tracing::warn!("nodes that have not renewed their certificates are not waited for");
+        } else {
+            let current: Authority = secret(&*self.store, view::CA).await?;
+            let next = Authority::new(&self.info.id)?;
+            self.commit(|view| rotation::begin(view, &current.certificate, &next)).await?;
+            tracing::info!("the CA is being replaced");
+        }
+        Ok(rotation::progress(&self.view()))
     }
 
     /// How long certificates are valid that are signed now.
@@ -411,13 +461,17 @@ impl Manager {
             let ops = || Ok((vec![view::put(view::WORKER_TOKEN, &token::new_secret())], ()));
             self.commit(|_| ops()).await?;
         }
-        let ca = ca::digest(&ca::certificate(&self.authority.certificate)?);
+        // The CA that a joining node can tell this manager by.
+        let own = self.lock_own().clone();
+        let ca = ca::digest(&ca::signer(&ca::certificate(&own.certificate)?, &own.ca)?);
         Ok(token::Token { ca, secret: secret(&*self.store, view::WORKER_TOKEN).await? })
     }
 }
 
-fn acceptor(own: &Credentials) -> anyhow::Result<TlsAcceptor> {
-    Ok(TlsAcceptor::from(Arc::new(tls::server(own)?)))
+/// Takes those who have a certificate of a trusted CA.
+fn acceptor(own: &Credentials, trust: Option<&Trust>) -> anyhow::Result<TlsAcceptor> {
+    let ca = trust.map_or_else(|| own.ca.clone(), Trust::pem);
+    Ok(TlsAcceptor::from(Arc::new(tls::server(&Credentials { ca, ..own.clone() })?)))
 }
 
 /// A value that no view holds.

@@ -12,7 +12,7 @@ use futures::stream::FuturesUnordered;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::ca::Credentials;
+use super::ca::{self, Credentials};
 use super::disk::Dir;
 use super::follower::Follower;
 use super::identity::Identity;
@@ -22,7 +22,7 @@ use super::updates::Updates;
 use super::{ClusterConfig, Error};
 use crate::api::client::ClientError;
 use crate::api::types::NodeFacts;
-use crate::model::{Endpoint, EndpointId, NodeId};
+use crate::model::{Certificate, Endpoint, EndpointId, NodeId, Snapshot};
 
 /// Endpoints of which a manager is told at the same time.
 const AT_ONCE: usize = 64;
@@ -51,6 +51,13 @@ pub(super) enum Part {
 }
 
 impl Part {
+    pub(super) fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        match self {
+            Self::Manager(manager) => manager.snapshots(),
+            Self::Worker(follower) => follower.snapshots(),
+        }
+    }
+
     /// Ends its use of the disk and the network.
     pub(super) async fn close(&self) {
         match self {
@@ -82,15 +89,27 @@ impl Member {
     }
 
     async fn refresh(&self, config: &ClusterConfig, facts: &watch::Sender<Option<NodeFacts>>) {
+        let mut credentials = self.credentials.subscribe();
         loop {
             match self::facts(config, self.identity.record.address).await {
-                Ok(new) => {
+                Ok(mut new) => {
+                    new.certificate = self.certificate();
                     facts.send_if_modified(|old| old.replace(new.clone()).as_ref() != Some(&new));
                 }
                 Err(e) => tracing::warn!("{e:#}; the cluster keeps what it knew of this host"),
             }
-            tokio::time::sleep(REFRESH).await;
+            // Neither sender goes away before self does.
+            tokio::select! {
+                () = tokio::time::sleep(REFRESH) => {}
+                _ = credentials.changed() => {}
+            }
         }
+    }
+
+    /// What is told of this node's certificate.
+    pub(super) fn certificate(&self) -> Option<Certificate> {
+        let own = self.credentials.borrow();
+        ca::shown(&own.certificate, &own.ca).ok()
     }
 
     async fn own_facts(&self, manager: &Manager, mut facts: watch::Receiver<Option<NodeFacts>>) {
@@ -252,5 +271,6 @@ pub(super) async fn facts(config: &ClusterConfig, address: Ipv4Addr) -> Result<N
         datapath: config.datapath,
         version: config.version.clone(),
         routes: host.own_routes(),
+        certificate: None,
     })
 }

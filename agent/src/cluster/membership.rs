@@ -135,7 +135,7 @@ impl Cluster {
         let reply = ask_to_join(&manager, &token, csr, facts).await?;
         let credentials =
             ca::Credentials { certificate: reply.certificate, key, ca: reply.ca.clone() };
-        if ca::digest(&ca::certificate(&reply.ca)?) != token.ca {
+        if !ca::certificates(&reply.ca)?.iter().any(|ca| ca::digest(ca) == token.ca) {
             return Err(Error::Conflict(format!(
                 "the manager at {manager} sent a CA certificate that the token is not for"
             )));
@@ -294,8 +294,9 @@ async fn ask_to_join(
     let request = CertificateRequest { token: token.secret.clone(), csr, facts };
     client.post("/v1/join", &request).await.map_err(|e| match e {
         ClientError::Untrusted { foreign: true, .. } => Error::Conflict(format!(
-            "the manager at {manager} is not one of the cluster that the token is for; nothing \
-             was sent to it"
+            "the manager at {manager} is not one of the cluster that the token is for, or the \
+             cluster's CA was replaced since the token was printed; nothing was sent to it. \
+             `netagent cluster join-token worker` on a manager prints the token that is valid"
         )),
         other => other.into(),
     })

@@ -26,6 +26,7 @@ mod names;
 mod ports;
 mod releases;
 mod renewal;
+mod rotation;
 mod service;
 mod task;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
@@ -53,7 +55,7 @@ use crate::api::types::{
     NodeFacts, RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateService,
 };
 use crate::facts::HostReader;
-use crate::model::{Datapath, Name, Network, NodeId, Role, Service, Snapshot};
+use crate::model::{CaRotation, Datapath, Name, Network, NodeId, Role, Service, Snapshot, Trust};
 use manager::Manager;
 use member::{Member, Part};
 
@@ -204,12 +206,10 @@ impl Cluster {
             Ok(Part::Worker(follower)) => *follower.live().borrow(),
             Err(_) => false,
         };
-        let expires = member.as_ref().ok().and_then(|member| {
-            let validity = ca::validity(&member.credentials.borrow().certificate).ok()?;
-            Some(humantime::format_rfc3339_seconds(validity.end).to_string())
-        });
+        let certificate = member.as_ref().ok().and_then(|member| member.certificate());
         ClusterStatus {
-            certificate_expires: expires,
+            certificate_expires: certificate.map(|certificate| certificate.expires),
+            ca_rotation: snapshot.ca_rotation(),
             version: self.0.config.version.clone(),
             node: member.ok().and_then(|m| snapshot.nodes.get(m.node()).cloned()),
             cluster: snapshot.cluster.clone(),
@@ -260,12 +260,20 @@ impl Cluster {
     ///
     /// # Errors
     /// If the node is none, or its request is malformed; on a worker.
-    pub fn renew_certificate(
+    pub async fn renew_certificate(
         &self,
         node: &NodeId,
         request: &RenewalRequest,
     ) -> Result<RenewalReply, Error> {
-        self.manager()?.renew(node, request)
+        self.manager()?.renew(node, request).await
+    }
+
+    /// Begins to replace the CA, or with `force` ends that; returns how far it has come.
+    ///
+    /// # Errors
+    /// If there is nothing to end; on a worker.
+    pub async fn rotate_ca(&self, force: bool) -> Result<CaRotation, Error> {
+        self.manager()?.rotate_ca(force).await
     }
 
     /// Creates a network.
@@ -363,6 +371,24 @@ impl Cluster {
                     }
                 }
             }
+        }
+    }
+
+    /// Returns once the CA that signed this certificate is trusted no more.
+    pub async fn distrusts(&self, certificate: &CertificateDer<'_>) {
+        let mut snapshots = self.subscribe();
+        let mut known = None;
+        loop {
+            let trust = snapshots.borrow_and_update().trust.clone();
+            if trust != known {
+                let signed = |trust: &Trust| ca::signer(certificate, &trust.pem()).is_ok();
+                if !trust.as_ref().is_none_or(signed) {
+                    return;
+                }
+                known = trust;
+            }
+            // The sender lives as long as self.
+            let _ = snapshots.changed().await;
         }
     }
 

@@ -1,5 +1,6 @@
-//! A node's own certificate, renewed with a new key after two thirds of its life. Connections
-//! that are open go on with the old one; both are good until the old one ends.
+//! A node's own certificate, renewed with a new key after two thirds of its life, and when
+//! the CA is replaced. Connections that are open go on with the old one; both are good until
+//! the old one ends.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,43 +11,126 @@ use super::ca::{self, Credentials};
 use super::member::{Member, Part};
 use super::{Error, identity, tls};
 use crate::api::types::{RenewalReply, RenewalRequest};
+use crate::model::Trust;
 
 /// Longest sleep: clocks are set, and machines are suspended.
 const LOOK: Duration = Duration::from_secs(60);
 /// Pause after an attempt that failed.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// What the cluster says to this node.
+#[derive(Clone, Default, PartialEq)]
+struct Word {
+    /// None while no manager says anything: the copy on disk may be older than what is trusted.
+    trust: Option<Trust>,
+    /// Whether it is this node's turn, if the CA is being replaced.
+    turn: bool,
+}
+
+/// What comes next.
+#[derive(Debug, PartialEq)]
+enum Step {
+    Wait(Duration),
+    /// Trust these CAs, PEM.
+    Trust(String),
+    Renew,
+}
+
+/// What a node with these credentials does now. It trusts before it renews.
+fn step(own: &Credentials, word: &Word, now: SystemTime) -> anyhow::Result<Step> {
+    let validity = ca::validity(&own.certificate)?;
+    let mut due = validity.renewal;
+    if let Some(trust) = &word.trust {
+        if own.ca != trust.pem() {
+            return Ok(Step::Trust(trust.pem()));
+        }
+        let signed = ca::signer(&ca::certificate(&own.certificate)?, &trust.ca).is_ok();
+        if word.turn && !signed {
+            return Ok(Step::Renew);
+        }
+        if !signed {
+            // A new one would be of the new CA before others know that. But it must not end.
+            due += validity.end.duration_since(due).unwrap_or_default() / 2;
+        }
+    }
+    Ok(match due.duration_since(now) {
+        // Not less than this: it may be due within the same moment.
+        Ok(wait) => Step::Wait(wait.clamp(Duration::from_millis(100), LOOK)),
+        Err(_) => Step::Renew,
+    })
+}
+
 impl Member {
     /// Renews the certificate whenever it is time; never returns.
     pub(super) async fn keep_certificate(&self) {
         loop {
-            let validity = match ca::validity(&self.credentials.borrow().certificate) {
-                Ok(validity) => validity,
+            let (word, now) = (self.word(), SystemTime::now());
+            let step = step(&self.credentials.borrow(), &word, now);
+            let done = match step {
                 Err(e) => {
                     tracing::error!("this node's certificate cannot be read: {e:#}");
                     return;
                 }
+                Ok(Step::Wait(wait)) => {
+                    // In time or not: it is looked at again.
+                    let _ = tokio::time::timeout(wait, self.other_word(&word)).await;
+                    continue;
+                }
+                Ok(Step::Trust(ca)) => {
+                    let own = self.credentials.borrow().clone();
+                    let done = self.adopt(Credentials { ca, ..own }).await;
+                    done.map(|()| "this node trusts what the cluster says is its CA")
+                }
+                Ok(Step::Renew) => {
+                    // With a clock that was set back since, one that ended may still be renewed.
+                    self.renew().await.map(|()| "this node's certificate is renewed")
+                }
             };
-            let now = SystemTime::now();
-            if let Ok(wait) = validity.renewal.duration_since(now) {
-                // Not less than this: it may be due within the same moment.
-                tokio::time::sleep(wait.clamp(Duration::from_millis(100), LOOK)).await;
-                continue;
-            }
-            let expired = now >= validity.end && matches!(self.part, Part::Worker(_));
-            let pause = if expired {
-                tracing::error!("{}", expiry(validity.end, now));
-                LOOK
-            } else {
-                AGAIN
-            };
-            // With a clock that was set back since, it may still be renewed.
-            match self.renew().await {
-                Ok(()) => tracing::info!("this node's certificate is renewed"),
+            match done {
+                Ok(what) => tracing::info!("{what}"),
                 Err(e) => {
                     tracing::warn!("this node's certificate is not renewed yet: {e}");
-                    tokio::time::sleep(pause).await;
+                    let pause = self.complain(now);
+                    let _ = tokio::time::timeout(pause, self.other_word(&word)).await;
                 }
+            }
+        }
+    }
+
+    /// Says that the certificate has ended, if so; how long to wait until the next attempt.
+    fn complain(&self, now: SystemTime) -> Duration {
+        match ca::validity(&self.credentials.borrow().certificate) {
+            Ok(validity) if now >= validity.end && matches!(self.part, Part::Worker(_)) => {
+                tracing::error!("{}", expiry(validity.end, now));
+                LOOK
+            }
+            _ => AGAIN,
+        }
+    }
+
+    /// What the cluster says now.
+    fn word(&self) -> Word {
+        if let Part::Worker(follower) = &self.part
+            && !*follower.live().borrow()
+        {
+            return Word::default();
+        }
+        let snapshot = self.part.snapshots().borrow().clone();
+        Word { trust: snapshot.trust.clone(), turn: snapshot.may_renew(self.node()) }
+    }
+
+    /// Returns when the cluster says something else.
+    async fn other_word(&self, known: &Word) {
+        let mut snapshots = self.part.snapshots();
+        let mut live = match &self.part {
+            Part::Manager(_) => None,
+            Part::Worker(follower) => Some(follower.live()),
+        };
+        while self.word() == *known {
+            // No sender goes away before self does.
+            tokio::select! {
+                _ = snapshots.changed() => {}
+                _ = async { live.as_mut()?.changed().await.ok() }, if live.is_some() => {}
             }
         }
     }
@@ -54,7 +138,7 @@ impl Member {
     async fn renew(&self) -> Result<(), Error> {
         let (key, csr) = ca::request()?;
         let RenewalReply { certificate, ca } = match &self.part {
-            Part::Manager(manager) => manager.renew(self.node(), &RenewalRequest { csr })?,
+            Part::Manager(manager) => manager.renew(self.node(), &RenewalRequest { csr }).await?,
             Part::Worker(follower) => {
                 // Fails only if the follower is gone, and then this task is too.
                 let _ = follower.live().wait_for(|live| *live).await;
@@ -70,6 +154,11 @@ impl Member {
             Ok(())
         };
         check()?;
+        self.adopt(new).await
+    }
+
+    /// Puts new credentials on disk and in use.
+    async fn adopt(&self, new: Credentials) -> Result<(), Error> {
         let (dir, written) = (self.dir.clone(), new.clone());
         let write = move || dir.within(|path| identity::renew(path, &written));
         tokio::task::spawn_blocking(write).await.map_err(anyhow::Error::from)??;
@@ -91,4 +180,68 @@ fn expiry(end: SystemTime, now: SystemTime) -> String {
         show(end),
         show(now)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::ca::{Authority, Subject};
+    use crate::model::{NodeId, Role};
+
+    /// A node trusts first, renews when it is its turn, and then forgets the former CA.
+    #[test]
+    fn a_new_ca_is_taken_up_step_by_step() {
+        let [old, new] = [(); 2].map(|()| Authority::new("c").unwrap());
+        let subject = Subject { node: NodeId::new(), role: Role::Worker, cluster: "c".to_owned() };
+        let mut own = old.issue(&subject).unwrap();
+        let now = SystemTime::now();
+        let mut trust = Trust {
+            ca: new.certificate.clone(),
+            digest: String::new(),
+            former: Some(old.certificate),
+            forced: false,
+        };
+        let word = |trust: &Trust, turn| Word { trust: Some(trust.clone()), turn };
+        let next = |own: &Credentials, word: &Word| step(own, word, now).unwrap();
+        let wait = Step::Wait(LOOK);
+        assert_eq!(next(&own, &Word::default()), wait);
+        for turn in [false, true] {
+            assert_eq!(next(&own, &word(&trust, turn)), Step::Trust(trust.pem()));
+        }
+        own.ca = trust.pem();
+        assert_eq!(next(&own, &word(&trust, false)), wait);
+        assert_eq!(next(&own, &word(&trust, true)), Step::Renew);
+        own = Credentials { ca: own.ca, ..new.issue(&subject).unwrap() };
+        assert_eq!(next(&own, &word(&trust, true)), wait);
+        trust.former = None;
+        assert_eq!(next(&own, &word(&trust, true)), Step::Trust(new.certificate));
+        own.ca = trust.pem();
+        assert_eq!(next(&own, &word(&trust, true)), wait);
+        // Without a manager nothing is taken back.
+        assert_eq!(next(&own, &Word::default()), wait);
+    }
+
+    #[test]
+    fn who_has_to_wait_for_others_does_not_let_its_certificate_end() {
+        let [old, new] = [(); 2].map(|()| Authority::new("c").unwrap());
+        let subject = Subject { node: NodeId::new(), role: Role::Manager, cluster: "c".to_owned() };
+        let mut own = old.issue(&subject).unwrap();
+        let trust = Trust {
+            ca: new.certificate,
+            digest: String::new(),
+            former: Some(old.certificate),
+            forced: false,
+        };
+        own.ca = trust.pem();
+        let (waits, alone) = (Word { trust: Some(trust), turn: false }, Word::default());
+        let after = |days: u64| SystemTime::now() + Duration::from_secs(days * 24 * 3600);
+        for (word, day, expected) in [
+            (&alone, 59, Step::Wait(LOOK)),
+            (&alone, 61, Step::Renew),
+            (&waits, 74, Step::Wait(LOOK)),
+            (&waits, 76, Step::Renew),
+        ] {
+            assert_eq!(step(&own, word, after(day)).unwrap(), expected, "day {day}");
+        }
+    }
 }

@@ -28,7 +28,8 @@ pub fn server(own: &Credentials) -> Result<ServerConfig> {
         .allow_unauthenticated()
         .build()?;
     // The chain carries the CA for those who know only its digest.
-    let chain = vec![ca::certificate(&own.certificate)?, ca::certificate(&own.ca)?];
+    let mut chain = vec![ca::certificate(&own.certificate)?];
+    chain.extend(ca::certificates(&own.ca)?);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -77,7 +78,9 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn roots(pem: &str) -> Result<Arc<RootCertStore>> {
     let mut roots = RootCertStore::empty();
-    roots.add(ca::certificate(pem)?)?;
+    for certificate in ca::certificates(pem)? {
+        roots.add(certificate)?;
+    }
     Ok(Arc::new(roots))
 }
 

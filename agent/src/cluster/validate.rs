@@ -9,7 +9,7 @@ use ipnetwork::Ipv4Network;
 use super::Error;
 use super::allocate::{contains, overlap};
 use crate::api::types::{CreateNetwork, InitRequest, NodeFacts};
-use crate::model::{Name, Network, Snapshot};
+use crate::model::{Certificate, Name, Network, Snapshot};
 
 /// Prefix lengths that a network may have.
 const PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
@@ -310,6 +310,13 @@ pub(super) fn facts(facts: &NodeFacts) -> Result<(), Error> {
             "host name {:?}, version {:?}: both are 1 to 253 visible ASCII characters",
             facts.hostname, facts.version
         )));
+    }
+    if let Some(Certificate { expires, ca }) = &facts.certificate
+        && (expires.len() > 40 || ca.len() > 64 || !plain(&format!("{expires}{ca}")))
+    {
+        return Err(Error::Invalid(
+            "a certificate's end is a time, and its CA a digest".to_owned(),
+        ));
     }
     if facts.routes.len() > MOST_ROUTES {
         return Err(Error::Invalid(format!(

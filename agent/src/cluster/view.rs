@@ -7,6 +7,7 @@
 //! cursors/vni          VNI given last       services/ID   Service
 //! cursors/port         port given last      endpoints/ID  Endpoint
 //! cursors/NETWORK      address given last   secrets/...   CA, join tokens: not in a view
+//! trust                Trust, once the CA was replaced
 //! ```
 //!
 //! Every transaction compares and rewrites `writer`. So each one is decided on the
@@ -35,6 +36,8 @@ pub(super) const WRITER: &str = "writer";
 pub(super) const CLUSTER: &str = "cluster";
 /// Key of the CA.
 pub(super) const CA: &str = "secrets/ca";
+/// Key of the [`Trust`](crate::model::Trust).
+pub(super) const TRUST: &str = "trust";
 /// Key of the secret that admits workers.
 pub(super) const WORKER_TOKEN: &str = "secrets/token/worker";
 const VNI_CURSOR: &str = "cursors/vni";
@@ -100,6 +103,7 @@ impl View {
                     self.settings = decode(&key, value)?;
                     snapshot.cluster = self.settings.as_ref().map(|s| s.info.clone());
                 }
+                None if key == TRUST => snapshot.trust = decode(&key, value)?,
                 None if key == WRITER => self.writer = revision,
                 _ => {}
             }

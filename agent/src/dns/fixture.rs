@@ -163,5 +163,6 @@ fn node(status: NodeStatus) -> Node {
         version: "0".to_owned(),
         status,
         routes: vec![],
+        certificate: None,
     }
 }

@@ -10,6 +10,7 @@ mod node;
 mod path;
 mod service;
 mod snapshot;
+mod trust;
 mod workload;
 
 pub use endpoint::Endpoint;
@@ -24,4 +25,5 @@ pub use service::{
     ServiceNetwork, Task,
 };
 pub use snapshot::{Backend, ClusterInfo, Restored, Snapshot};
+pub use trust::{CaRotation, Certificate, Trust};
 pub use workload::{Attachment, HealthCheck, Hold, Serving, Workload};

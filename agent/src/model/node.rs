@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-use super::NodeId;
+use super::{Certificate, NodeId};
 
 /// What a node may do in the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -98,4 +98,7 @@ pub struct Node {
     /// Destinations its host routes itself: no network may overlap them.
     #[schema(value_type = Vec<String>)]
     pub routes: Vec<Ipv4Network>,
+    /// Its certificate, once it has told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Datapath, Endpoint, EndpointId, EndpointMode, Name, Network, NetworkId, Node, NodeId,
-    NodeStatus, Service, ServiceId,
+    NodeStatus, Service, ServiceId, Trust,
 };
 
 /// What holds for the whole cluster.
@@ -49,6 +49,9 @@ pub struct Snapshot {
     pub revision: u64,
     /// None on a node that is in no cluster.
     pub cluster: Option<ClusterInfo>,
+    /// The CAs that nodes trust; None if it is still the one that each got when it joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Trust>,
     /// Members.
     pub nodes: BTreeMap<NodeId, Node>,
     /// Networks.

@@ -27,6 +27,7 @@ pub(crate) fn node(last: u8) -> Node {
         version: "0.1.0".into(),
         status: NodeStatus::Ready,
         routes: vec![],
+        certificate: None,
     }
 }
 
@@ -95,6 +96,7 @@ pub(crate) fn two_nodes() -> World {
         object: "digest".into(),
     };
     let snapshot = Snapshot {
+        trust: None,
         revision: 7,
         cluster: Some(ClusterInfo {
             id: "cluster".into(),

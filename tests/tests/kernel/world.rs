@@ -32,6 +32,7 @@ fn node(id: NodeId, last: u8) -> Node {
         version: "0".into(),
         status: NodeStatus::Ready,
         routes: vec![],
+        certificate: None,
     }
 }
 
@@ -146,6 +147,7 @@ impl World {
         }
         let snapshot = Snapshot {
             revision: 1,
+            trust: None,
             cluster: Some(ClusterInfo {
                 id: "c".into(),
                 data_path_port: 4789,

@@ -86,7 +86,7 @@ async fn a_watcher_sees_every_change() {
         Some(event.unwrap()).filter(|e| !matches!(e, WatchEvent::Alive { .. }))
     }));
     let Some(WatchEvent::Snapshot { mut snapshot }) = events.next().await else { panic!() };
-    assert_eq!(snapshot, *n1.cluster.snapshot());
+    assert_eq!(*snapshot, *n1.cluster.snapshot());
     n1.network("db").await;
     let web = n1.endpoint("db", "web").await;
     n1.cluster.release_endpoint(&web.id).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_watcher_sees_every_change() {
     n1.client.post::<_, serde_json::Value>(pruned, &()).await.unwrap();
     let end = n1.cluster.snapshot();
     assert!(end.networks.is_empty());
-    while snapshot != *end {
+    while *snapshot != *end {
         match events.next().await {
             Some(WatchEvent::Delta { revision, changes }) => {
                 crate::cluster::apply(&mut snapshot, revision, changes);

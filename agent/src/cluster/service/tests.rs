@@ -43,6 +43,7 @@ fn cluster() -> (View, [NodeId; 2]) {
             datapath,
             version: "0".to_owned(),
             routes: vec![],
+            certificate: None,
         };
         let ops = decide::admit(&view, &id, Role::Worker, &facts).unwrap().0;
         commit(&mut view, ops);
@@ -494,6 +495,7 @@ fn silence_alone_empties_nothing() {
         datapath: Datapath::Ebpf,
         version: "0".to_owned(),
         routes: vec![],
+        certificate: None,
     };
     let other = NodeId::new();
     let ops = decide::admit(&view, &other, Role::Worker, &facts).unwrap().0;

@@ -115,6 +115,7 @@ impl World {
         let (id, there_id) = (network.id.clone(), there.id.clone());
         let snapshot = Snapshot {
             revision: 1,
+            trust: None,
             cluster: Some(ClusterInfo {
                 id: "growth".to_owned(),
                 data_path_port: 4789,
@@ -187,6 +188,7 @@ fn node(letter: char, last: u8) -> Node {
         version: "0.1.0".to_owned(),
         status: NodeStatus::Ready,
         routes: vec![],
+        certificate: None,
     }
 }
 
