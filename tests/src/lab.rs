@@ -6,7 +6,9 @@
 //!   ─┴─────────┴─────────┴─────────┴─ wire (a bridge in a namespace of its own)
 //! ```
 
+use std::fs::Permissions;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -308,6 +310,36 @@ pub fn reaches(from: &Node, to: &Node, state: &str) {
 
 fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e} in {text:?}"))
+}
+
+/// Restarts all agents with what their unit leaves them of root's capabilities; they have
+/// that until they are started again.
+///
+/// # Panics
+/// If they do not come up, or have others.
+pub fn confine(cluster: &Playground) {
+    let unit = include_str!("../../agent/systemd/netagent.service");
+    let set = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let set: Vec<_> = set.expect("the unit has a set").split_whitespace().collect();
+    let names = set.iter().map(|name| name.trim_start_matches("CAP_").to_lowercase());
+    let names = names.collect::<Vec<_>>().join(",+");
+    for node in cluster.nodes() {
+        let binary = node.directory.join("confined");
+        let real = node.binary.display();
+        let script = format!(
+            "#!/bin/sh\nexec setpriv --bounding-set=-all,+{names} --no-new-privs {real} \"$@\"\n"
+        );
+        std::fs::write(&binary, script).expect("a script");
+        std::fs::set_permissions(&binary, Permissions::from_mode(0o755)).expect("our script");
+        node.stop_agent().expect("stop");
+        Node { binary, ..node.clone() }.start_agent().expect("start");
+        let pid = node.agent().expect("it runs").pid;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        let left = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("a set");
+        let left = u64::from_str_radix(left.trim(), 16).expect("hexadecimal").count_ones();
+        assert_eq!(usize::try_from(left), Ok(set.len()), "{}", node.name());
+    }
+    cluster.wait_until_ready().expect("ready");
 }
 
 /// Short for the tables below.

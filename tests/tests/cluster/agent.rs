@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use netagent_tests::lab::{
-    LAYOUTS, Workload, eventually, list, must, refusal, three, verify, workloads,
+    LAYOUTS, Workload, confine, eventually, list, must, refusal, three, verify, workloads,
 };
 use xtask::node::Datapath;
 
@@ -78,6 +78,7 @@ fn a_restart_with_nothing_changed_writes_nothing() {
 #[test]
 fn the_manager_is_away_while_endpoints_restart() {
     let cluster = three([Datapath::Ebpf, Datapath::Ebpf, Datapath::Kernel]);
+    confine(&cluster);
     must(cluster.node(1).netagent(&["network", "create", "net1"]));
     let psql = Workload::start(cluster.node(2), &["--network", "net1", "--name", "psql"]);
     let client = Workload::start(cluster.node(3), &["--network", "net1"]);

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
-use netagent_tests::lab::{Workload, eventually, list, must, refusal, three, workloads};
+use netagent_tests::lab::{Workload, confine, eventually, list, must, refusal, three, workloads};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -19,6 +19,8 @@ use xtask::playground::Playground;
 
 fn cluster() -> Playground {
     let cluster = three([Datapath::Ebpf; 3]);
+    // Until a test restarts an agent.
+    confine(&cluster);
     must(cluster.node(1).netagent(&["network", "create", "net1"]));
     must(cluster.node(1).netagent(&["network", "create", "net2"]));
     must(cluster.node(1).netagent(&["service", "create", "--name", "web", "--network", "net1"]));
@@ -81,14 +83,14 @@ fn only_the_healthy_get_connections() {
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(files.path(), open).expect("our directory");
     let up = files.path().join("up");
-    // Where it runs, as whom, and with which environment.
+    // Where it runs, as whom, and with which environment. It comes first: its agent is confined.
     let script = format!(
         "test -e {} && test $(hostname) = inside && test $(id -un)$USER = nobodynobody && \
          grep -q 127.0.0.11 /etc/resolv.conf && test -d /sys && curl -s http://$(hostname -i):8000/",
         up.display()
     );
     for check in
-        [["--health-tcp", "8000"], ["--health-http", ":8000/up"], ["--health-cmd", &script]]
+        [["--health-cmd", &script], ["--health-tcp", "8000"], ["--health-http", ":8000/up"]]
     {
         let fixed = ["--service", "web", "--user", "nobody", "--name", "inside"];
         let quick = ["--health-interval", "200ms", "--health-retries", "2"];

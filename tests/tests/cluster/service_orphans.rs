@@ -8,7 +8,7 @@
 use std::io::Read as _;
 use std::process::{Child, Command, Stdio};
 
-use netagent_tests::lab::{Workload, eventually, must, three};
+use netagent_tests::lab::{Workload, confine, eventually, must, three};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use xtask::node::{Datapath, Shell as _};
@@ -75,6 +75,7 @@ impl Drop for Client {
 #[test]
 fn clients_of_a_backend_that_died_in_silence_are_reset_and_no_others() {
     let cluster = three([Datapath::Ebpf; 3]);
+    confine(&cluster);
     let n1 = cluster.node(1);
     must(n1.netagent(&["network", "create", "net1"]));
     let create = ["service", "create", "--name", "web", "--network", "net1", "-p", "8080:80"];
