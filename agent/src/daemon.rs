@@ -25,7 +25,7 @@ use crate::cluster::{self, Cluster, ClusterConfig};
 use crate::facts::{Changes, HostReader as _, Netlink};
 use crate::flows;
 use crate::kernel::{self, Flows, IpvsError, Kernel, KernelConfig, Logs, Probes};
-use crate::model::Datapath;
+use crate::model::{Datapath, Ipsec};
 use crate::paths::{self, Told};
 use crate::plan::Me;
 use crate::reconcile::{self, Inputs, Outcome, Reconciler};
@@ -93,8 +93,19 @@ async fn balancer(args: &AgentArgs, kernel: &Kernel) -> Result<Balancer> {
     }
 }
 
+/// Why this node cannot guard encrypted networks, whatever its kernel can do.
+fn unguarded(args: &AgentArgs) -> Option<String> {
+    (args.datapath == Datapath::Kernel).then(|| {
+        "it runs the kernel datapath, in which nothing would keep packets from leaving in clear: \
+         start its agent with --datapath ebpf"
+            .to_owned()
+    })
+}
+
 async fn serve(args: &AgentArgs, kernel: Kernel) -> Result<()> {
     let args = &AgentArgs { lb: balancer(args, &kernel).await?, ..args.clone() };
+    kernel.find_ipsec(unguarded(args)).await?;
+    let ipsec = kernel.ipsec();
     let hostname = match &args.hostname {
         Some(name) => name.clone(),
         None => nix::unistd::gethostname()?
@@ -109,14 +120,16 @@ async fn serve(args: &AgentArgs, kernel: Kernel) -> Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, cluster::PORT)),
         host: Arc::new(Netlink),
+        ipsec: ipsec.clone(),
     })
     .await?;
 
     let records = Records::load(&args.data_dir)?;
-    let me = watch::Sender::new(who(&cluster, args, None).await);
+    let me = watch::Sender::new(who(&cluster, args, &ipsec, None).await);
     let changes = Changes::follow()?;
     let told = Told { paths: watch::Sender::default(), unreachable: watch::Sender::default() };
     let seen = paths::seen(cluster.subscribe(), told.unreachable.subscribe());
+    kernel::follow_ipsec(changes.told.clone()).context("following changes of IPsec")?;
     let inputs = Inputs {
         snapshot: cluster.subscribe(),
         workloads: records.subscribe(),
@@ -132,7 +145,8 @@ async fn serve(args: &AgentArgs, kernel: Kernel) -> Result<()> {
     let probes = Probes::new(&args.bpf_dir);
     tokio::spawn(paths::follow(probes, cluster.subscribe(), me.subscribe(), told));
     // Only now: the first pass must know every workload that is here.
-    let following = tokio::spawn(follow_identity(cluster.clone(), args.clone(), me, changes.host));
+    let following =
+        tokio::spawn(follow_identity(cluster.clone(), args.clone(), me, changes.host, ipsec));
     tokio::spawn({
         let cluster = cluster.clone();
         async move {
@@ -174,7 +188,12 @@ async fn serve(args: &AgentArgs, kernel: Kernel) -> Result<()> {
 
 /// Who this node is now. What cannot be found out leaves it as it `was`: a kernel
 /// state is not to be thrown away on a doubt.
-async fn who(cluster: &Cluster, args: &AgentArgs, was: Option<Me>) -> Option<Me> {
+async fn who(
+    cluster: &Cluster,
+    args: &AgentArgs,
+    ipsec: &watch::Receiver<Ipsec>,
+    was: Option<Me>,
+) -> Option<Me> {
     let record = cluster.identity()?;
     let snapshot = cluster.snapshot();
     if snapshot.revision > 0 && !snapshot.nodes.contains_key(&record.node) {
@@ -195,6 +214,7 @@ async fn who(cluster: &Cluster, args: &AgentArgs, was: Option<Me>) -> Option<Me>
             addresses: host.own_addresses(),
             datapath: args.datapath,
             ipvs: args.lb == Balancer::Ipvs,
+            ipsec: ipsec.borrow().clone(),
             object: kernel::object_digest(),
         }),
         Err(error) => {
@@ -211,6 +231,7 @@ async fn follow_identity(
     args: AgentArgs,
     me: watch::Sender<Option<Me>>,
     mut host: watch::Receiver<()>,
+    mut ipsec: watch::Receiver<Ipsec>,
 ) {
     let mut snapshots = cluster.subscribe();
     let mut pause = tokio::time::interval(Duration::from_secs(30));
@@ -218,10 +239,11 @@ async fn follow_identity(
         tokio::select! {
             changed = snapshots.changed() => if changed.is_err() { return },
             Ok(()) = host.changed() => tokio::time::sleep(HOST_SETTLED).await,
+            Ok(()) = ipsec.changed() => {}
             _ = pause.tick() => if me.borrow().is_none() { continue },
         }
         let was = me.borrow().clone();
-        let now = who(&cluster, &args, was.clone()).await;
+        let now = who(&cluster, &args, &ipsec, was.clone()).await;
         if now != was {
             me.send_replace(now);
         }

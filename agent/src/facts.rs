@@ -231,6 +231,8 @@ pub struct Changes {
     pub host: watch::Receiver<()>,
     /// Links, addresses, routes and rules of netagent's.
     pub ours: watch::Receiver<()>,
+    /// Where others tell of what changes of netagent's.
+    pub told: watch::Sender<()>,
 }
 
 impl Changes {
@@ -243,6 +245,7 @@ impl Changes {
         let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&groups)
             .context("cannot open a netlink socket for changes")?;
         let ((host, host_rx), (ours, ours_rx)) = (watch::channel(()), watch::channel(()));
+        let told = ours.clone();
         tokio::spawn(connection);
         tokio::spawn(rules::follow(ours.clone()));
         tokio::spawn(async move {
@@ -260,7 +263,7 @@ impl Changes {
                 }
             }
         });
-        Ok(Self { host: host_rx, ours: ours_rx })
+        Ok(Self { host: host_rx, ours: ours_rx, told })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::headers::{
 use crate::overlay::Origin;
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
-use crate::{apart, maps};
+use crate::{apart, encrypted, maps};
 
 /// Source ports of the tunnel: Linux's ephemeral range, as its own vxlan uses.
 const PORTS: core::ops::Range<u16> = 32_768..60_999;
@@ -38,11 +38,12 @@ pub(crate) fn push(packet: &mut Packet, hop: &Hop, tos: u8) -> Outcome {
     let config = maps::config().ok_or(Counter::DropRefused)?;
     let ethernet = Ethernet { dst: hop.dst, src: hop.src, ethertype: TYPE_IPV4 };
     let source = source_port(packet.flow_hash());
-    if packet.push_outer().is_err() {
-        // A tunnel within the tunnel, above all: the kernel can segment it first.
+    let encrypted = encrypted::device(config, hop.vni);
+    // A tunnel within the tunnel, above all: the kernel can segment it first.
+    if encrypted.is_some() || packet.push_outer().is_err() {
         packet.store(0, &ethernet)?;
         packet.set_tunnel(config.vtep, hop.vtep, hop.vni)?;
-        return Ok(Verdict::Redirect { ifindex: config.vxlan, counter: Counter::PassedToVxlan });
+        return by_device(config, encrypted);
     }
     let len = packet.len() - ETHERNET;
     packet.store(
@@ -57,6 +58,17 @@ pub(crate) fn push(packet: &mut Packet, hop: &Hop, tos: u8) -> Outcome {
     Ok(Verdict::send(config, hop.vtep, Counter::Encapsulated))
 }
 
+/// Out of a vxlan device, which has been told where to.
+#[inline(always)]
+fn by_device(config: &Config, encrypted: Option<u32>) -> Outcome {
+    let (ifindex, counter) = match encrypted {
+        Some(0) => return Err(Counter::DropCleartextOut),
+        Some(ifindex) => (ifindex, Counter::Encrypted),
+        None => (config.vxlan, Counter::PassedToVxlan),
+    };
+    Ok(Verdict::Redirect { ifindex, counter })
+}
+
 /// As [`push`], for packets of services: not a part of every way.
 #[inline(always)]
 pub(crate) fn carry(packet: &mut Packet, hop: &Hop, tos: u8) -> Outcome {
@@ -64,10 +76,11 @@ pub(crate) fn carry(packet: &mut Packet, hop: &Hop, tos: u8) -> Outcome {
     let config = maps::config().ok_or(Counter::DropRefused)?;
     match Counter::from_index(done) {
         Some(counter @ Counter::Encapsulated) => Ok(Verdict::send(config, hop.vtep, counter)),
-        Some(counter @ Counter::PassedToVxlan) => {
-            Ok(Verdict::Redirect { ifindex: config.vxlan, counter })
+        Some(Counter::PassedToVxlan | Counter::Encrypted) => {
+            by_device(config, encrypted::device(config, hop.vni))
         }
-        _ => Err(Counter::DropRefused),
+        Some(reason) => Err(reason),
+        None => Err(Counter::DropRefused),
     }
 }
 
@@ -78,7 +91,8 @@ extern "C" fn netagent_push(skb: *mut __sk_buff, hop: *const Hop, tos: u32) -> u
     let run = || push(&mut Packet::of(skb), apart::get(hop)?, tos as u8);
     let counter = match run() {
         Ok(Verdict::Send { counter, .. } | Verdict::Redirect { counter, .. }) => counter,
-        _ => Counter::DropRefused,
+        Ok(_) => Counter::DropRefused,
+        Err(reason) => reason,
     };
     counter as u32
 }

@@ -89,7 +89,7 @@ fn leave(packet: &mut Packet, port: &Port, ip: &Ipv4) -> Outcome {
     if ip.protocol == UDP && !ip.is_later_fragment() {
         let config = config.ok_or(Counter::DropRefused)?;
         let dst = packet.load::<[u8; 2]>(ETHERNET + ip.header_len() + 2)?;
-        if dst == config.port_be() {
+        if dst == config.port_be() || config.is_encrypted(dst) {
             return Err(Counter::DropForgedTunnel);
         }
     }

@@ -1,13 +1,13 @@
-//! tc ingress of the collect-metadata vxlan device: what the kernel took out of the
+//! tc ingress of the collect-metadata vxlan devices: what the kernel took out of the
 //! tunnel because the uplink's hook left it alone, or because that hook is not there yet.
 //! The checks are the same.
 
 use netagent_common::Counter;
 
-use crate::maps;
 use crate::overlay::{Admitted, Origin};
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
+use crate::{encrypted, maps};
 
 #[inline(always)]
 pub(crate) fn handle(packet: &mut Packet) -> Outcome {
@@ -20,7 +20,9 @@ pub(crate) fn handle(packet: &mut Packet) -> Outcome {
         Admitted::Arp => {
             let config = maps::config().ok_or(Counter::DropRefused)?;
             packet.set_tunnel(config.vtep, vtep, vni)?;
-            Ok(Verdict::Redirect { ifindex: config.vxlan, counter: Counter::ArpAnsweredRemote })
+            // By the way that it came.
+            let ifindex = encrypted::device(config, vni).unwrap_or(config.vxlan);
+            Ok(Verdict::Redirect { ifindex, counter: Counter::ArpAnsweredRemote })
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::headers::{CONGESTED, ECN, ETHERNET, IPV4, Ipv4, OVERHEAD, Outer, TCP,
 use crate::overlay::{Admitted, Origin};
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
-use crate::{encap, maps, probe};
+use crate::{encap, encrypted, maps, probe};
 
 #[inline(always)]
 pub(crate) fn handle(packet: &mut Packet) -> Outcome {
@@ -17,6 +17,7 @@ pub(crate) fn handle(packet: &mut Packet) -> Outcome {
     match look(packet, config) {
         Tunnel::None => return Ok(Verdict::Pass(Counter::PassedAtUplink)),
         Tunnel::Unusual => return Ok(Verdict::Pass(Counter::PassedToVxlan)),
+        Tunnel::Encrypted => return encrypted(packet),
         Tunnel::Other => {
             let from = Outside { link: 0, vtep: config.vtep };
             let mesh = entry::enter(packet, from);
@@ -59,6 +60,8 @@ enum Tunnel {
     None,
     /// For something else.
     Other,
+    /// Of that of encrypted networks, and not encrypted (any more).
+    Encrypted,
     /// Of it, and left to the kernel.
     Unusual,
     /// Of it.
@@ -71,15 +74,30 @@ fn look(packet: &mut Packet, config: &Config) -> Tunnel {
         return Tunnel::None;
     }
     let Ok(ip) = packet.at::<Ipv4>(ETHERNET) else { return Tunnel::None };
-    let tunnelled = ip.protocol == UDP
-        && ip.dst == config.vtep
-        && !ip.is_later_fragment()
-        && packet.load::<[u8; 2]>(ETHERNET + ip.header_len() + 2) == Ok(config.port_be());
-    match tunnelled {
-        false => Tunnel::Other,
-        true if unusual(ip) => Tunnel::Unusual,
-        true => Tunnel::Usual,
+    if ip.protocol != UDP || ip.dst != config.vtep || ip.is_later_fragment() {
+        return Tunnel::Other;
     }
+    match packet.load::<[u8; 2]>(ETHERNET + ip.header_len() + 2) {
+        Ok(port) if port == config.port_be() => {
+            if unusual(ip) {
+                Tunnel::Unusual
+            } else {
+                Tunnel::Usual
+            }
+        }
+        Ok(port) if config.is_encrypted(port) => Tunnel::Encrypted,
+        _ => Tunnel::Other,
+    }
+}
+
+/// What the kernel has decrypted it pops, too. Anything else is not what it looks like.
+#[inline(always)]
+fn encrypted(packet: &mut Packet) -> Outcome {
+    if encrypted::is_decrypted(packet) {
+        return Ok(Verdict::Pass(Counter::PassedToVxlan));
+    }
+    let vtep = packet.at::<Ipv4>(ETHERNET)?.src;
+    Err(Origin { vtep, vni: 0 }.refuse(Counter::DropCleartextIn))
 }
 
 /// What is rare and what the kernel does right: fragments, IPv4 options, and marks of

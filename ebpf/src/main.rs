@@ -79,6 +79,7 @@ mod checksum;
 mod choose;
 mod crc32c;
 mod encap;
+mod encrypted;
 mod entry;
 mod exit;
 mod flow;
@@ -132,6 +133,12 @@ fn netagent_from_lb(context: TcContext) -> i32 {
 #[classifier]
 fn netagent_from_overlay(context: TcContext) -> i32 {
     verdict::run(&context, from_overlay::handle)
+}
+
+/// What leaves the node.
+#[classifier]
+fn netagent_to_uplink(context: TcContext) -> i32 {
+    verdict::run(&context, encrypted::to_uplink)
 }
 
 /// What the node receives.

@@ -46,6 +46,10 @@ static NETWORKS: HashMap<u32, Network, 65_536, GROW> = HashMap::new();
 #[btf_map]
 static PEERS: HashMap<[u8; 4], Peer, 16_384, GROW> = HashMap::new();
 
+/// The encrypted networks, by VNI, and the vxlan device that carries each; 0 if none can.
+#[btf_map]
+static ENCRYPTED: HashMap<u32, u32, 65_536, GROW> = HashMap::new();
+
 /// Every subnet of every network of the cluster, to its VNI.
 #[btf_map]
 static SUBNETS: LpmTrie<SubnetKey, u32, 65_536> = LpmTrie::new();
@@ -116,6 +120,13 @@ pub(crate) fn port(ifindex: u32) -> Option<&'static Port> {
 pub(crate) fn endpoint(vni: u32, ip: [u8; 4]) -> Option<&'static Endpoint> {
     // SAFETY: as in `port`.
     unsafe { ENDPOINTS.get(EndpointKey::from_wire(vni, ip)) }
+}
+
+/// The vxlan device that carries network `vni`, if that is an encrypted one.
+#[inline(always)]
+pub(crate) fn encrypted(vni: u32) -> Option<u32> {
+    // SAFETY: as in `port`.
+    unsafe { ENCRYPTED.get(vni) }.copied()
 }
 
 /// Network `vni`, if it has an endpoint on this node.

@@ -10,7 +10,7 @@ use crate::headers::{Arp, ETHERNET, Ethernet, IPV4, Ipv4, OVERHEAD, TYPE_ARP, TY
 use crate::packet::Packet;
 use crate::service::Caller;
 use crate::verdict::{Outcome, Verdict};
-use crate::{apart, arp, backend, exit, maps, stranger};
+use crate::{apart, arp, backend, encrypted, exit, maps, stranger};
 
 /// Where a packet of the tunnel says that it comes from.
 #[derive(Clone, Copy)]
@@ -64,6 +64,10 @@ impl Origin {
 
     #[inline(always)]
     fn look(self, packet: &mut Packet, at: u32) -> Result<Admitted, Counter> {
+        let config = maps::config().ok_or(Counter::DropRefused)?;
+        if encrypted::device(config, self.vni).is_some_and(|device| device != packet.ifindex()) {
+            return Err(Counter::DropCleartextIn);
+        }
         packet.linear(at + ETHERNET)?;
         let ethernet = *packet.at::<Ethernet>(at)?;
         match ethernet.ethertype {

@@ -97,6 +97,12 @@ impl Object {
         map.insert(vtep.octets(), Peer::default(), 0).expect("PEERS takes an entry");
     }
 
+    /// Writes an entry of `ENCRYPTED`.
+    pub fn set_encrypted(&mut self, vni: u32, device: u32) {
+        let mut map: HashMap<_, u32, u32> = self.map(maps::ENCRYPTED);
+        map.insert(vni, device, 0).expect("ENCRYPTED takes an entry");
+    }
+
     /// Writes an entry of `SUBNETS`.
     pub fn set_subnet(&mut self, ip: Ipv4Addr, bits: u32, vni: u32) {
         let mut map: LpmTrie<_, SubnetKey, u32> = self.map(maps::SUBNETS);

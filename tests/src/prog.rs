@@ -19,6 +19,9 @@ use crate::world::{self, A, B, E, G, Host, Links};
 /// The longest frame that TEST_RUN takes: a page, less what the kernel needs around it.
 pub const LONGEST: usize = 3400;
 
+/// VXLAN UDP port of encrypted networks.
+pub const ENCRYPTED_PORT: u16 = VXLAN_PORT + 1;
+
 /// Index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -128,6 +131,32 @@ impl Node {
         let config = Config::new(uplink, vxlan, world::HERE, VXLAN_PORT);
         self.object.set_config(config.with_scheduler(lb));
         self.object.set_virtual(world::VIP.ip, protocol, port);
+    }
+
+    /// Has network `vni` encrypted, and carried by `device`.
+    ///
+    /// # Panics
+    /// If a map takes no entry.
+    pub fn encrypt(&mut self, vni: u32, device: u32) {
+        let Links { uplink, vxlan, .. } = self.links;
+        let config = Config::new(uplink, vxlan, world::HERE, VXLAN_PORT);
+        self.object.set_config(config.with_encrypted(ENCRYPTED_PORT));
+        self.object.set_encrypted(vni, device);
+    }
+
+    /// Its interfaces.
+    #[must_use]
+    pub fn links(&self) -> Links {
+        self.links
+    }
+
+    /// `frame` leaves by the uplink.
+    ///
+    /// # Panics
+    /// If the program cannot be run.
+    pub fn to_uplink(&mut self, frame: &[u8]) -> Run {
+        let context = Context { ifindex: self.links.uplink, ..Context::default() };
+        self.run(programs::TO_UPLINK, frame, context)
     }
 
     /// An endpoint of this node sends `frame`.

@@ -11,7 +11,7 @@ use super::extract::{Body, InPath};
 use super::server::App;
 use super::types::{
     ClusterStatus, ErrorBody, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership,
-    RotateCa, UpdateCluster,
+    RotateCa, RotatedKey, UpdateCluster,
 };
 use crate::model::{CaRotation, Role};
 
@@ -84,6 +84,13 @@ pub(super) async fn leave(
         (status = "4XX", body = ErrorBody)))]
 pub(super) async fn backup(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
     Ok(([(CONTENT_TYPE, "application/octet-stream")], app.cluster.backup().await?))
+}
+
+/// Renew the keys of encrypted networks
+#[utoipa::path(post, operation_id = "rotate_key", path = "/v1/cluster/rotate-key", tag = "cluster",
+    responses((status = 200, body = RotatedKey), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn rotate_key(State(app): State<App>) -> Result<Json<RotatedKey>, ApiError> {
+    Ok(Json(RotatedKey { epoch: app.cluster.rotate_keys().await? }))
 }
 
 /// The token that admits nodes

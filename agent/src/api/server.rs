@@ -68,6 +68,7 @@ fn routes() -> OpenApiRouter<App> {
     let managers = OpenApiRouter::new()
         .routes(routes!(cluster::status, cluster::update))
         .routes(routes!(cluster::rotate_ca))
+        .routes(routes!(cluster::rotate_key))
         .routes(routes!(cluster::token, cluster::rotate_token))
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::inspect, nodes::remove))

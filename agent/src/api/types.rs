@@ -14,8 +14,8 @@ use utoipa::ToSchema;
 use super::version;
 use crate::model::{
     CaRotation, Certificate, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health,
-    HealthCheck, Name, Network, NetworkId, Node, NodeId, Path, Prefer, Protocol, PublishMode, Role,
-    Scheduler, Service, ServiceId, Task, WorkloadId,
+    HealthCheck, Ipsec, Name, Network, NetworkId, Node, NodeId, Path, Prefer, Protocol,
+    PublishMode, Role, Scheduler, Service, ServiceId, Task, WorkloadId,
 };
 
 /// Body of every reply that is not a success.
@@ -44,6 +44,9 @@ pub struct ClusterStatus {
     /// How far the replacement of the CA has come; none if nobody has anything to do for it.
     #[serde(default)]
     pub ca_rotation: Option<CaRotation>,
+    /// The keys of encrypted networks; None without such networks.
+    #[serde(default)]
+    pub keys: Option<KeyStatus>,
 }
 
 /// `POST /v1/cluster/ca/rotate`.
@@ -55,12 +58,36 @@ pub struct RotateCa {
     pub force: bool,
 }
 
+/// What may be known of the keys of encrypted networks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyStatus {
+    /// Epoch of the newest; grows by one with each renewal.
+    pub epoch: u64,
+    /// When it was made, in seconds since 1970.
+    pub made: u64,
+    /// Packets from one node to another after which it is renewed.
+    pub packets: u64,
+    /// Seconds after which it is renewed; only managers know.
+    pub rotation: Option<u64>,
+}
+
 /// `PATCH /v1/cluster`: what is named changes, the rest stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateCluster {
     /// Seconds for which certificates are valid that are signed from now on.
     pub cert_expiry: Option<u32>,
+    /// Seconds after which the keys of encrypted networks are renewed.
+    pub key_rotation: Option<u64>,
+    /// Packets from one node to another after which they are renewed.
+    pub key_packets: Option<u64>,
+}
+
+/// Reply to `POST /v1/cluster/rotate-key`.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RotatedKey {
+    /// Epoch of the new keys.
+    pub epoch: u64,
 }
 
 /// `POST /v1/cluster/init`.
@@ -151,7 +178,8 @@ pub struct CreateNetwork {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Driver options: `mtu` (what workloads see, in bytes; also under Docker's name
-    /// `com.docker.network.driver.mtu`). Others are refused by name.
+    /// `com.docker.network.driver.mtu`), `encrypted` (with no value, or `true` or `false`).
+    /// Others are refused by name.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
 }
@@ -539,6 +567,9 @@ pub struct NodeFacts {
     /// Its certificate; none before it has joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
+    /// What its kernel does for encrypted networks.
+    #[serde(default)]
+    pub ipsec: Ipsec,
 }
 
 /// `POST /v1/nodes/{node}/status`: renews the node's lease.
@@ -615,6 +646,8 @@ pub enum Change {
     EndpointRemoved(crate::model::EndpointId),
     /// Other CAs are trusted.
     Trust(crate::model::Trust),
+    /// The keys of encrypted networks are others, or gone. Only members are told.
+    Keyring(Option<crate::model::Keyring>),
 }
 
 /// `GET /v1/watch`: one JSON object a line. First a snapshot, then deltas.

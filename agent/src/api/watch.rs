@@ -67,7 +67,7 @@ impl Watcher {
     /// has left the cluster that they were both in, or that one is no member any more, and
     /// is told nothing of what came after, however late it reads.
     fn next(&mut self) -> Option<Bytes> {
-        let new = self.snapshots.borrow_and_update().clone();
+        let new = self.newest();
         let old = self.last.replace(new.clone());
         let same_cluster = old.as_ref().is_none_or(|old| old.cluster == new.cluster);
         if let Identity::Node { id, .. } = &self.identity
@@ -76,6 +76,16 @@ impl Watcher {
             return None;
         }
         self.lines.between(old.filter(|_| same_cluster).as_ref(), &new).ok()
+    }
+
+    /// What there is for this reader: keys are for nodes, which need them, and not for whoever
+    /// looks on.
+    fn newest(&mut self) -> Arc<Snapshot> {
+        let mut snapshot = self.snapshots.borrow_and_update().clone();
+        if !matches!(self.identity, Identity::Node { .. }) && snapshot.keyring.is_some() {
+            Arc::make_mut(&mut snapshot).keyring = None;
+        }
+        snapshot
     }
 
     fn revision(&self) -> u64 {

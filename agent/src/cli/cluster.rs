@@ -1,6 +1,7 @@
 //! `netagent cluster`: the membership of this node.
 
 use std::net::Ipv4Addr;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
 use ipnetwork::Ipv4Network;
@@ -8,12 +9,12 @@ use serde::de::IgnoredAny;
 
 use super::backup::{Backup, Restore};
 use super::ca::Ca;
-use super::duration;
 use super::output::{self, Format};
-use super::path;
+use super::{duration, path};
 use crate::api::client::Client;
 use crate::api::types::{
-    ClusterStatus, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership, UpdateCluster,
+    ClusterStatus, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership, RotatedKey,
+    UpdateCluster,
 };
 use crate::model::Role;
 
@@ -29,6 +30,7 @@ pub(super) enum Verb {
     Ca(Ca),
     Backup(Backup),
     Restore(Restore),
+    RotateKey(RotateKey),
 }
 
 /// Make this node the manager of a new cluster
@@ -133,13 +135,23 @@ pub(super) struct Leave {
 /// Works on a manager.
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
-      netagent cluster update --cert-expiry 30d")]
+      netagent cluster update --cert-expiry 30d
+      netagent cluster update --key-rotation 6h")]
+#[group(required = true, multiple = true)]
 pub(super) struct Update {
     /// How long certificates of nodes are valid that are signed from now on, at joining and
     /// at every renewal: 1m to 7300d; 90d unless it was changed. A node renews its own by
     /// itself after two thirds of that; one that is away for longer has to join again
-    #[arg(long, value_name = "TIME", value_parser = duration::seconds, required = true)]
+    #[arg(long, value_name = "TIME", value_parser = duration::seconds)]
     cert_expiry: Option<u32>,
+    /// Time after which the keys of encrypted networks are renewed, without losing a packet: 5s to
+    /// 365d; 12h unless it was changed
+    #[arg(long, value_name = "TIME", value_parser = duration::seconds)]
+    key_rotation: Option<u32>,
+    /// Packets from one node to another after which these keys are renewed, if that is sooner: 1000
+    /// to 2^40; 2^30 unless it was changed
+    #[arg(long, value_name = "NUMBER")]
+    key_packets: Option<u64>,
 }
 
 /// Show what this node knows of its cluster
@@ -152,6 +164,15 @@ pub(super) struct Info {
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     format: Format,
 }
+
+/// Renew the keys of encrypted networks now
+///
+/// Every node makes itself ready to receive by the new keys before any sends by them; so no
+/// packet is lost. Works on a manager.
+#[derive(Args, Debug)]
+#[command(after_long_help = "Examples:
+      netagent cluster rotate-key")]
+pub(super) struct RotateKey {}
 
 /// Does what `verb` says.
 pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
@@ -194,6 +215,10 @@ pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
             client.post::<_, IgnoredAny>("/v1/cluster/leave", &request).await?;
             "This node left the cluster.\n".to_owned()
         }
+        Verb::RotateKey(RotateKey {}) => {
+            let RotatedKey { epoch } = client.post("/v1/cluster/rotate-key", &()).await?;
+            format!("The keys of epoch {epoch} replace those before.\n")
+        }
         Verb::Info(args) => {
             let status: ClusterStatus = client.get("/v1/cluster").await?;
             match args.format {
@@ -202,7 +227,11 @@ pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
             }
         }
         Verb::Update(args) => {
-            let request = UpdateCluster { cert_expiry: args.cert_expiry };
+            let request = UpdateCluster {
+                cert_expiry: args.cert_expiry,
+                key_rotation: args.key_rotation.map(u64::from),
+                key_packets: args.key_packets,
+            };
             client.patch::<_, ()>("/v1/cluster", &request).await?;
             String::new()
         }
@@ -236,6 +265,15 @@ fn info(status: &ClusterStatus) -> String {
         facts.push(("Restored", format!("{}, from a backup of {}", restored.at, restored.backup)));
     }
     facts.extend(status.ca_rotation.as_ref().map(|r| ("CA rotation", r.to_string())));
+    if let Some(keys) = &status.keys {
+        let made = UNIX_EPOCH + Duration::from_secs(keys.made);
+        let every = keys.rotation.map_or(String::new(), |seconds| {
+            let every = humantime::format_duration(Duration::from_secs(seconds));
+            format!(", renewed after {every} or {} packets", keys.packets)
+        });
+        let made = humantime::format_rfc3339_seconds(made);
+        facts.push(("Keys", format!("epoch {}, of {made}{every}", keys.epoch)));
+    }
     if let Some(node) = &status.node {
         facts.extend([
             ("Node", node.id.to_string()),
@@ -291,6 +329,7 @@ mod tests {
             applied: 7,
             certificate_expires: Some("2027-02-18T10:00:00Z".to_owned()),
             ca_rotation: None,
+            keys: None,
         };
         assert_eq!(
             info(&status),
@@ -326,6 +365,7 @@ mod tests {
             applied: 0,
             certificate_expires: None,
             ca_rotation: None,
+            keys: None,
         };
         let text = info(&status);
         assert!(text.contains("none: it was removed from the cluster"), "{text}");
@@ -341,6 +381,7 @@ mod tests {
             applied: 0,
             certificate_expires: None,
             ca_rotation: None,
+            keys: None,
         };
         assert_eq!(
             info(&status),

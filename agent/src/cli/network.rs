@@ -50,7 +50,10 @@ pub(super) enum Verb {
           --ip-range 10.9.0.128/25 --aux-address router=10.9.0.130 backend
 
   Without a way out, and with a smaller MTU:
-      netagent network create --internal -o mtu=1400 db")]
+      netagent network create --internal -o mtu=1400 db
+
+  Encrypted between the nodes:
+      netagent network create -o encrypted vault")]
 pub(super) struct Create {
     /// Name of the network: letters, digits, '-' and '_', at most 63
     name: Name,
@@ -78,10 +81,11 @@ pub(super) struct Create {
     /// Label to find the network by
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     label: Vec<(String, String)>,
-    /// Option of the driver: `mtu=BYTES`, the MTU that workloads see (also under
-    /// Docker's name `com.docker.network.driver.mtu`); by default, and at most,
-    /// the smallest uplink MTU of the nodes less 50
-    #[arg(short, long, value_name = "KEY=VALUE", value_parser = pair)]
+    /// Option of the driver: `encrypted`, so that what the network carries between nodes is
+    /// encrypted (by IPsec; every node's kernel must be able to), or `mtu=BYTES`, the MTU
+    /// that workloads see (also under Docker's name `com.docker.network.driver.mtu`); by
+    /// default, and at most, the smallest uplink MTU of the nodes less 50, or 84 if encrypted
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = pair)]
     opt: Vec<(String, String)>,
 }
 
@@ -276,7 +280,7 @@ fn list(networks: &[Network], filters: &[Filter], shape: Shape) -> String {
         })
     });
     shape.list(
-        &["NETWORK ID", "NAME", "DRIVER", "SUBNET", "VNI", "INTERNAL"],
+        &["NETWORK ID", "NAME", "DRIVER", "SUBNET", "VNI", "INTERNAL", "ENCRYPTED"],
         shown,
         |network| network.id.to_string(),
         |network| {
@@ -287,6 +291,7 @@ fn list(networks: &[Network], filters: &[Filter], shape: Shape) -> String {
                 network.subnet.to_string(),
                 network.vni.to_string(),
                 output::yes_no(network.internal),
+                output::yes_no(network.encrypted),
             ]
         },
     )
@@ -348,7 +353,7 @@ mod tests {
         let mut network = network();
         network.id = "qrstuvwxyz234567".parse().unwrap();
         network.name = "backend-of-all".parse().unwrap();
-        network.internal = true;
+        (network.internal, network.encrypted) = (true, true);
         network.labels.clear();
         network
     }
@@ -363,9 +368,9 @@ mod tests {
     fn ls_shows_a_network_a_line() {
         assert_eq!(
             listed(&[]),
-            "NETWORK ID     NAME             DRIVER    SUBNET        VNI    INTERNAL\n\
-             abcdefghijkl   mydrupal         overlay   10.0.0.0/24   4096   no\n\
-             qrstuvwxyz23   backend-of-all   overlay   10.0.0.0/24   4096   yes\n"
+            "NETWORK ID     NAME             DRIVER    SUBNET        VNI    INTERNAL   ENCRYPTED\n\
+             abcdefghijkl   mydrupal         overlay   10.0.0.0/24   4096   no         no\n\
+             qrstuvwxyz23   backend-of-all   overlay   10.0.0.0/24   4096   yes        yes\n"
         );
     }
 

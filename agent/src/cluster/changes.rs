@@ -22,6 +22,9 @@ pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     put(&old.networks, &new.networks, Change::Network, &mut changes);
     put(&old.services, &new.services, Change::Service, &mut changes);
     put(&old.endpoints, &new.endpoints, Change::Endpoint, &mut changes);
+    if old.keyring != new.keyring {
+        changes.push(Change::Keyring(new.keyring.clone()));
+    }
     changes
 }
 
@@ -55,6 +58,7 @@ pub(crate) fn apply(snapshot: &mut Snapshot, revision: u64, changes: Vec<Change>
             Change::EndpointRemoved(id) => {
                 snapshot.endpoints.remove(&id);
             }
+            Change::Keyring(keyring) => snapshot.keyring = keyring,
         }
     }
 }
@@ -87,7 +91,7 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Endpoint, EndpointMode, Mac, Name, NetworkId, Prefer, Scheduler, Service, Trust,
+        Endpoint, EndpointMode, Keyring, Mac, Name, NetworkId, Prefer, Scheduler, Service, Trust,
     };
 
     /// Few identifiers with few values, so that two snapshots share some.
@@ -128,10 +132,12 @@ mod tests {
             let (ca, digest) = (format!("CA {value}"), String::new());
             Some(Trust { ca, digest, former: None, forced: false })
         });
-        let all = (any::<u64>(), endpoints, services, trust);
-        all.prop_map(|(revision, endpoints, services, trust)| Snapshot {
+        let keyring = prop::option::of(Just(Keyring::default()));
+        let all = (any::<u64>(), endpoints, services, trust, keyring);
+        all.prop_map(|(revision, endpoints, services, trust, keyring)| Snapshot {
             revision,
             trust,
+            keyring,
             services: services.into_iter().map(|s| (s.id.clone(), s)).collect(),
             endpoints: endpoints.into_iter().map(|e| (e.id.clone(), e)).collect(),
             ..Snapshot::default()

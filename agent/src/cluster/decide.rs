@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
 use super::view::{self, View};
-use super::{Error, allocate, names, task, validate};
+use super::{Error, allocate, keys, names, task, validate};
 use crate::api::types::{CreateEndpoint, CreateNetwork, NodeFacts, UpdateCluster};
 use crate::model::{
     Endpoint, EndpointId, Mac, Name, Network, NetworkId, Node, NodeId, NodeStatus, Role, Service,
@@ -23,7 +23,7 @@ const NAMED: usize = 5;
 
 pub(super) fn create_network(view: &View, request: &CreateNetwork) -> Decision<Network> {
     let snapshot = &*view.snapshot;
-    let mtu = validate::network(request, snapshot)?;
+    let validate::Options { mtu, encrypted } = validate::network(request, snapshot)?;
     let subnet = match request.subnet {
         Some(subnet) => {
             validate::subnet(subnet, snapshot)?;
@@ -45,11 +45,16 @@ pub(super) fn create_network(view: &View, request: &CreateNetwork) -> Decision<N
         ip_range: request.ip_range,
         aux_addresses: request.aux_addresses.clone(),
         internal: request.internal,
+        encrypted,
         mtu,
         labels: request.labels.clone(),
         created: now(),
     };
-    Ok((view::put_network(&network).into(), network))
+    let mut ops = Vec::from(view::put_network(&network));
+    if encrypted {
+        ops.extend(keys::first(view));
+    }
+    Ok((ops, network))
 }
 
 /// Shortest life of a certificate, in seconds: renewing takes its time.
@@ -69,7 +74,9 @@ pub(super) fn update_cluster(view: &View, request: &UpdateCluster) -> Decision<(
         }
         settings.cert_expiry = expiry;
     }
-    Ok((vec![view::put(view::CLUSTER, &settings)], ()))
+    let key = keys::update(view, &mut settings, request);
+    let put = view::put(view::CLUSTER, &settings);
+    Ok(([put].into_iter().chain(key).collect(), ()))
 }
 
 fn free_subnet(view: &View) -> Result<ipnetwork::Ipv4Network, Error> {
@@ -106,7 +113,9 @@ pub(super) fn remove_network(view: &View, name_or_id: &str) -> Decision<()> {
             several("service", &services)
         )));
     }
-    Ok((view::delete_network(&network.id).into(), ()))
+    let mut ops = Vec::from(view::delete_network(&network.id));
+    ops.extend(keys::last(view, |other| other.id == network.id));
+    Ok((ops, ()))
 }
 
 pub(super) fn prune(view: &View) -> Decision<Vec<Name>> {
@@ -117,7 +126,9 @@ pub(super) fn prune(view: &View) -> Decision<Vec<Name>> {
     let (ops, mut names): (Vec<_>, Vec<_>) =
         unused.map(|n| (view::delete_network(&n.id), n.name.clone())).unzip();
     names.sort();
-    Ok((ops.into_iter().flatten().collect(), names))
+    let mut ops: Vec<_> = ops.into_iter().flatten().collect();
+    ops.extend(keys::last(view, |network| !used.contains(&network.id)));
+    Ok((ops, names))
 }
 
 /// A repetition of the same request by the same workload gets the endpoint that
@@ -127,6 +138,9 @@ pub(super) fn create_endpoint(view: &View, request: &CreateEndpoint) -> Decision
     let network = find_network(snapshot, &request.network)?;
     let node = snapshot.nodes.get(&request.node);
     let node = node.ok_or_else(|| Error::NotFound(format!("no node {}", request.node)))?;
+    if let Some(why) = validate::unable(node).filter(|_| network.encrypted) {
+        return Err(Error::Conflict(format!("network {} is encrypted; {why}", network.name)));
+    }
     let aliases = validate::aliases(&request.aliases)?;
     let service = request.serve.as_ref().map(|s| find_service(snapshot, &s.service)).transpose()?;
     let existing: Vec<_> = snapshot.endpoints_on(&network.id).collect();
@@ -227,9 +241,22 @@ pub(super) fn admit(view: &View, id: &NodeId, role: Role, facts: &NodeFacts) -> 
 
 /// A node's record from its facts.
 pub(super) fn node(id: NodeId, role: Role, facts: NodeFacts) -> Node {
-    let NodeFacts { hostname, address, mtu, datapath, version, routes, certificate } = facts;
-    let status = NodeStatus::Ready;
-    Node { id, hostname, role, address, mtu, datapath, version, status, routes, certificate }
+    let NodeFacts { hostname, address, mtu, datapath, version, routes, certificate, ipsec } = facts;
+    let (status, epoch) = (NodeStatus::Ready, 0);
+    Node {
+        id,
+        hostname,
+        role,
+        address,
+        mtu,
+        datapath,
+        version,
+        status,
+        routes,
+        certificate,
+        ipsec,
+        epoch,
+    }
 }
 
 /// A node has spoken: it is ready, and its facts are these.
@@ -247,7 +274,7 @@ pub(super) fn report(view: &View, id: &NodeId, facts: Option<&NodeFacts>) -> Dec
                 old.hostname, old.address, facts.address
             )));
         }
-        new = node(id.clone(), old.role, facts.clone());
+        new = Node { epoch: old.epoch, ..node(id.clone(), old.role, facts.clone()) };
         // An agent that does not tell of it has the one that it got when it joined.
         new.certificate = new.certificate.or_else(|| old.certificate.clone());
     }
@@ -283,6 +310,8 @@ pub(super) fn remove_node(view: &View, name_or_id: &str, force: bool) -> Decisio
     let own = snapshot.endpoints.values().filter(|e| e.node == node.id);
     let mut ops: Vec<_> = own.map(|e| view::delete_endpoint(&e.id)).collect();
     ops.push(view::delete_node(&node.id));
+    // It knows the present keys.
+    ops.extend(keys::renew(view, view.settings.as_ref().map(|s| s.rotation)));
     Ok((ops, node.clone()))
 }
 

@@ -76,6 +76,11 @@ impl Leases {
         ready.map(|n| &n.id).filter(|id| **id != self.me && late(id)).cloned().collect()
     }
 
+    /// Revision that the node's kernel reflects, as far as is known.
+    pub(super) fn applied(&self, node: &NodeId) -> u64 {
+        self.lock().get(node).map_or(0, |lease| lease.applied)
+    }
+
     /// Whether every ready node has applied `revision`.
     pub(super) fn all_applied(&self, snapshot: &Snapshot, revision: u64) -> bool {
         let leases = self.lock();
@@ -98,7 +103,7 @@ mod tests {
     use super::*;
     use crate::api::types::NodeFacts;
     use crate::cluster::decide;
-    use crate::model::{Datapath, Role};
+    use crate::model::{Datapath, Ipsec, Role};
 
     fn members(count: u8) -> (Vec<NodeId>, Snapshot) {
         let mut snapshot = Snapshot::default();
@@ -111,6 +116,7 @@ mod tests {
                 version: "0".to_owned(),
                 routes: vec![],
                 certificate: None,
+                ipsec: Ipsec::default(),
             };
             let node = decide::node(NodeId::new(), Role::Worker, facts);
             snapshot.nodes.insert(node.id.clone(), node);

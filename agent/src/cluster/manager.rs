@@ -16,7 +16,7 @@ use super::ca::{self, Authority, Credentials, Subject};
 use super::identity::Identity;
 use super::leases::{LEASE, LOOK, Leases};
 use super::view::{self, View};
-use super::{Error, decide, rotation, service, task, tls, token};
+use super::{Error, decide, keys, rotation, service, task, tls, token};
 use crate::api::types::{
     CertificateReply, CertificateRequest, CreateEndpoint, CreateNetwork, CreateService, NodeFacts,
     RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateEndpoint, UpdateService,
@@ -90,7 +90,7 @@ impl Manager {
     /// Publishes and mirrors the store, watches the leases; never returns.
     pub(super) async fn run(&self) {
         self.snapshot.send_replace(self.view().snapshot.clone());
-        tokio::join!(self.mirror(), self.watch_leases(), self.end_rotations());
+        tokio::join!(self.mirror(), self.watch_leases(), self.end_rotations(), self.keep_keys());
     }
 
     async fn mirror(&self) {
@@ -162,6 +162,40 @@ impl Manager {
         }
     }
 
+    /// Renews the keys of encrypted networks when it is time, step by step.
+    async fn keep_keys(&self) {
+        let mut interval = tokio::time::interval(LOOK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            if self.view().snapshot.keyring.is_none() {
+                continue;
+            }
+            let advance = |view: &View| keys::advance(view, |node| self.leases.applied(node));
+            if let Err(e) = self.commit(advance).await {
+                tracing::error!("cannot renew the keys of encrypted networks: {e}");
+            }
+        }
+    }
+
+    /// Renews the keys of encrypted networks; returns their epoch. Answers when every ready
+    /// node has them, or after [`SETTLE`].
+    pub(super) async fn rotate_keys(&self) -> Result<u64, Error> {
+        let (epoch, _) = self.commit(keys::rotate).await?;
+        tracing::info!("keys of epoch {epoch} made");
+        let mut views = self.view.subscribe();
+        let received = |view: &Arc<View>| keys::is_received(&view.snapshot, epoch);
+        if tokio::time::timeout(SETTLE, views.wait_for(received)).await.is_err() {
+            tracing::debug!("not every node has keys of epoch {epoch} within {SETTLE:?}");
+        }
+        Ok(epoch)
+    }
+
+    /// What is known of the keys of encrypted networks.
+    pub(super) fn rotation(&self) -> keys::Rotation {
+        self.view().settings.as_ref().map(|s| s.rotation).unwrap_or_default()
+    }
+
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         self.view().snapshot.clone()
     }
@@ -215,7 +249,10 @@ impl Manager {
     }
 
     pub(super) async fn create_network(&self, request: &CreateNetwork) -> Result<Network, Error> {
-        let (network, _) = self.commit(|view| decide::create_network(view, request)).await?;
+        let (network, revision) = self.commit(|view| decide::create_network(view, request)).await?;
+        if network.encrypted {
+            self.settle(revision).await;
+        }
         tracing::info!("network {} created: {}, VNI {}", network.name, network.subnet, network.vni);
         Ok(network)
     }
@@ -275,15 +312,26 @@ impl Manager {
         decide: impl Fn(&View) -> Result<(Vec<Op>, T), Error>,
     ) -> Result<T, Error> {
         let (answer, revision) = self.commit(decide).await?;
+        self.settle(revision).await;
+        Ok(answer)
+    }
+
+    /// Waits until every ready node has applied it, or for [`SETTLE`].
+    async fn settle(&self, revision: u64) {
         if tokio::time::timeout(SETTLE, self.applied(revision)).await.is_err() {
             tracing::debug!("not every node has applied revision {revision} within {SETTLE:?}");
         }
-        Ok(answer)
     }
 
     async fn applied(&self, revision: u64) {
         let (mut reports, mut views) = (self.leases.changes(), self.view.subscribe());
-        while !self.leases.all_applied(&self.view().snapshot, revision) {
+        let done = || {
+            let view = self.view();
+            // Nodes that have no keys yet cannot be sent to.
+            keys::is_received(&view.snapshot, 1)
+                && self.leases.all_applied(&view.snapshot, revision.max(view.epochs))
+        };
+        while !done() {
             // Neither sender goes away before self does.
             tokio::select! {
                 _ = reports.changed() => {}

@@ -90,7 +90,9 @@ impl Member {
 
     async fn refresh(&self, config: &ClusterConfig, facts: &watch::Sender<Option<NodeFacts>>) {
         let mut credentials = self.credentials.subscribe();
+        let mut ipsec = config.ipsec.clone();
         loop {
+            ipsec.mark_unchanged();
             match self::facts(config, self.identity.record.address).await {
                 Ok(mut new) => {
                     new.certificate = self.certificate();
@@ -98,10 +100,11 @@ impl Member {
                 }
                 Err(e) => tracing::warn!("{e:#}; the cluster keeps what it knew of this host"),
             }
-            // Neither sender goes away before self does.
+            // No sender goes away before self does.
             tokio::select! {
                 () = tokio::time::sleep(REFRESH) => {}
                 _ = credentials.changed() => {}
+                Ok(()) = ipsec.changed() => {}
             }
         }
     }
@@ -272,5 +275,6 @@ pub(super) async fn facts(config: &ClusterConfig, address: Ipv4Addr) -> Result<N
         version: config.version.clone(),
         routes: host.own_routes(),
         certificate: None,
+        ipsec: config.ipsec.borrow().clone(),
     })
 }

@@ -13,6 +13,7 @@ use super::ca::{self, Authority, Subject};
 use super::disk::Dir;
 use super::follower::{Follower, Own};
 use super::identity::{self, Identity, Record, STORE};
+use super::keys::Rotation;
 use super::manager::Manager;
 use super::member::{self, Member, Part};
 use super::releases::Releases;
@@ -103,7 +104,12 @@ impl Cluster {
         let first = vec![
             view::put(
                 view::CLUSTER,
-                &Settings { info: info.clone(), pool, cert_expiry: view::expiry() },
+                &Settings {
+                    info: info.clone(),
+                    pool,
+                    cert_expiry: view::expiry(),
+                    rotation: Rotation::default(),
+                },
             ),
             view::put(view::CA, &authority),
             view::put(view::WORKER_TOKEN, &token::new_secret()),

@@ -18,6 +18,7 @@ mod error;
 mod follower;
 mod identity;
 mod kept;
+mod keys;
 mod leases;
 mod manager;
 mod member;
@@ -52,10 +53,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::api::types::{
     CertificateReply, CertificateRequest, ClusterStatus, CreateNetwork, CreateService, JoinToken,
-    NodeFacts, RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateService,
+    KeyStatus, NodeFacts, RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateService,
 };
 use crate::facts::HostReader;
-use crate::model::{CaRotation, Datapath, Name, Network, NodeId, Role, Service, Snapshot, Trust};
+use crate::model::{
+    CaRotation, Datapath, Ipsec, Name, Network, NodeId, Role, Service, Snapshot, Trust,
+};
 use manager::Manager;
 use member::{Member, Part};
 
@@ -86,6 +89,8 @@ pub struct ClusterConfig {
     pub listen: SocketAddr,
     /// Where the host's addresses and routes are read from.
     pub host: Arc<dyn HostReader>,
+    /// What the kernel does for encrypted networks.
+    pub ipsec: watch::Receiver<Ipsec>,
 }
 
 struct Inner {
@@ -215,7 +220,19 @@ impl Cluster {
             cluster: snapshot.cluster.clone(),
             manager_reachable,
             applied: *self.0.applied.borrow(),
+            keys: self.keys(&snapshot),
         }
+    }
+
+    fn keys(&self, snapshot: &Snapshot) -> Option<KeyStatus> {
+        let newest = snapshot.keyring.as_ref()?.newest()?;
+        let rotation = self.manager().ok().map(|manager| manager.rotation().seconds);
+        Some(KeyStatus {
+            epoch: newest.epoch,
+            made: newest.made,
+            packets: newest.packets,
+            rotation,
+        })
     }
 
     /// Notes that this node's kernel reflects `revision`, and tells the manager.
@@ -248,11 +265,21 @@ impl Cluster {
         Ok(JoinToken { role, token, manager })
     }
 
+    /// Renews the keys of encrypted networks; returns their epoch. Answers when every ready
+    /// node has them, or after two seconds.
+    ///
+    /// # Errors
+    /// If no network is encrypted, or on a worker.
+    pub async fn rotate_keys(&self) -> Result<u64, Error> {
+        self.manager()?.rotate_keys().await
+    }
+
     /// Changes what holds for the whole cluster.
     ///
     /// # Errors
     /// If a value cannot be, or on a worker.
     pub async fn update(&self, request: &UpdateCluster) -> Result<(), Error> {
+        validate::update(request)?;
         self.manager()?.update(request).await
     }
 

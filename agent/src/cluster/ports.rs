@@ -8,7 +8,7 @@ use super::validate::{self, MOST_PORTS, MOST_SOURCES};
 use super::{Error, PORT};
 use crate::api::types::{PortRef, Publish};
 use crate::model::{
-    EndpointMode, Protocol, PublishMode, PublishedPort, Service, ServiceId, Snapshot,
+    ClusterInfo, EndpointMode, Protocol, PublishMode, PublishedPort, Service, ServiceId, Snapshot,
 };
 
 /// Where ports that no request names are taken from: Docker's range.
@@ -108,9 +108,13 @@ fn checked(snapshot: &Snapshot, publish: &Publish, published: u16) -> Result<Pub
         )));
     }
     let vxlan = snapshot.cluster.as_ref().map(|c| c.data_path_port);
+    let encrypted = snapshot.cluster.as_ref().map(ClusterInfo::encrypted_port);
     let own = match protocol {
         Protocol::Tcp if published == PORT => Some("managers listen there for the other nodes"),
         Protocol::Udp if Some(published) == vxlan => Some("it carries the networks (VXLAN)"),
+        Protocol::Udp if Some(published) == encrypted => {
+            Some("it carries the encrypted networks (VXLAN)")
+        }
         _ => None,
     };
     if let Some(reason) = own {

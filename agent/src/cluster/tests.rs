@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::api::types::{CreateEndpoint, InitRequest, LeaveRequest};
 use crate::facts::{Host, Link, Route};
-use crate::model::WorkloadId;
+use crate::model::{Ipsec, WorkloadId};
 
 /// A host that has what the test says.
 pub(crate) struct Fixed(pub(crate) Host);
@@ -44,6 +44,7 @@ pub(crate) fn config(dir: &std::path::Path, name: &str, address: Ipv4Addr) -> Cl
         version: "0.0.0".to_owned(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         host: Arc::new(Fixed(Host { links: vec![link], routes: vec![route] })),
+        ipsec: tokio::sync::watch::channel(Ipsec::default()).1,
     }
 }
 

@@ -8,8 +8,8 @@ use ipnetwork::Ipv4Network;
 
 use super::Error;
 use super::allocate::{contains, overlap};
-use crate::api::types::{CreateNetwork, InitRequest, NodeFacts};
-use crate::model::{Certificate, Name, Network, Snapshot};
+use crate::api::types::{CreateNetwork, InitRequest, NodeFacts, UpdateCluster};
+use crate::model::{Certificate, Name, Network, Node, Snapshot};
 
 /// Prefix lengths that a network may have.
 const PREFIXES: std::ops::RangeInclusive<u8> = 8..=29;
@@ -27,6 +27,9 @@ const MOST_RESERVED: usize = 256;
 /// And to the published ports of a service, and the sources that one lets in.
 pub(super) const MOST_PORTS: usize = 256;
 pub(super) const MOST_SOURCES: usize = 256;
+/// Seconds and packets after which keys may be renewed.
+const ROTATIONS: std::ops::RangeInclusive<u64> = 5..=365 * 24 * 60 * 60;
+const ROTATION_PACKETS: std::ops::RangeInclusive<u64> = 1000..=1 << 40;
 /// Blocks in which no network can be (RFC 6890).
 const SPECIAL: [(Ipv4Addr, u8, &str); 5] = [
     (Ipv4Addr::UNSPECIFIED, 8, "addresses that mean this host"),
@@ -68,12 +71,34 @@ pub(super) fn init(request: &InitRequest) -> Result<(Pool, u16), Error> {
     Ok((Pool { block, prefix }, port))
 }
 
+/// Whether keys may be renewed as often as this.
+///
+/// # Errors
+/// If that would be all the time, or in fact never.
+pub(super) fn update(request: &UpdateCluster) -> Result<(), Error> {
+    if let Some(seconds) = request.key_rotation.filter(|s| !ROTATIONS.contains(s)) {
+        return Err(Error::Invalid(format!(
+            "key rotation after {seconds} s: it is from {} s to {} days",
+            ROTATIONS.start(),
+            ROTATIONS.end() / (24 * 60 * 60)
+        )));
+    }
+    if let Some(packets) = request.key_packets.filter(|p| !ROTATION_PACKETS.contains(p)) {
+        return Err(Error::Invalid(format!(
+            "key rotation after {packets} packets: it is from {} to {}",
+            ROTATION_PACKETS.start(),
+            ROTATION_PACKETS.end()
+        )));
+    }
+    Ok(())
+}
+
 /// What of a request to create a network does not depend on where its subnet is:
-/// the driver, the options, the name. Returns the MTU that was chosen.
+/// the driver, the options, the name. Returns the options.
 ///
 /// # Errors
 /// If it cannot be.
-pub(super) fn network(request: &CreateNetwork, snapshot: &Snapshot) -> Result<Option<u16>, Error> {
+pub(super) fn network(request: &CreateNetwork, snapshot: &Snapshot) -> Result<Options, Error> {
     if request.driver != "overlay" {
         return Err(Error::Invalid(format!(
             "driver {:?} is unknown: overlay is the only one",
@@ -87,7 +112,34 @@ pub(super) fn network(request: &CreateNetwork, snapshot: &Snapshot) -> Result<Op
     if request.aux_addresses.len() > MOST_RESERVED {
         return Err(Error::Invalid(format!("a network has at most {MOST_RESERVED} aux-addresses")));
     }
-    mtu(&request.options)
+    let options = options(&request.options)?;
+    if options.encrypted {
+        encrypted(&request.name, snapshot)?;
+    }
+    Ok(options)
+}
+
+/// Whether every member can carry an encrypted network.
+fn encrypted(network: &Name, snapshot: &Snapshot) -> Result<(), Error> {
+    let unable: Vec<_> = snapshot.nodes.values().filter_map(unable).collect();
+    if unable.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Conflict(format!("network {network} cannot be encrypted: {}", unable.join("; "))))
+}
+
+/// Why a node cannot carry encrypted networks, if it cannot.
+pub(super) fn unable(node: &Node) -> Option<String> {
+    node.ipsec.missing.as_ref().map(|why| format!("node {}: {why}", node.hostname))
+}
+
+/// What the options of a request say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    /// The MTU that was chosen.
+    pub(super) mtu: Option<u16>,
+    /// Whether it shall be encrypted.
+    pub(super) encrypted: bool,
 }
 
 /// Whether an object can have these labels.
@@ -103,9 +155,9 @@ pub(super) fn labels(what: &str, labels: &BTreeMap<String, String>) -> Result<()
     Ok(())
 }
 
-fn mtu(options: &BTreeMap<String, String>) -> Result<Option<u16>, Error> {
-    let mut chosen = None;
-    for (key, value) in options {
+fn options(given: &BTreeMap<String, String>) -> Result<Options, Error> {
+    let mut options = Options::default();
+    for (key, value) in given {
         match key.as_str() {
             "mtu" | "com.docker.network.driver.mtu" => {
                 let mtu = value.parse().ok().filter(|mtu| MTUS.contains(mtu)).ok_or_else(|| {
@@ -115,26 +167,30 @@ fn mtu(options: &BTreeMap<String, String>) -> Result<Option<u16>, Error> {
                         MTUS.end()
                     ))
                 })?;
-                if chosen.is_some_and(|other| other != mtu) {
+                if options.mtu.is_some_and(|other| other != mtu) {
                     return Err(Error::Invalid("two different MTUs are given".to_owned()));
                 }
-                chosen = Some(mtu);
+                options.mtu = Some(mtu);
             }
             "encrypted" => {
-                return Err(Error::Invalid(
-                    "encrypted networks are not available in this version: create the network \
-                     without the option, or encrypt between the hosts"
-                        .to_owned(),
-                ));
+                options.encrypted = match value.as_str() {
+                    "" | "true" => true,
+                    "false" => false,
+                    _ => {
+                        return Err(Error::Invalid(format!(
+                            "{key}={value}: it is true or false, or {key} alone"
+                        )));
+                    }
+                }
             }
             _ => {
                 return Err(Error::Invalid(format!(
-                    "option {key:?} is unknown: mtu is the only one"
+                    "option {key:?} is unknown: there are mtu and encrypted"
                 )));
             }
         }
     }
-    Ok(chosen)
+    Ok(options)
 }
 
 /// Whether a network can have this subnet.

@@ -6,8 +6,8 @@
 //! writer               (empty, see below)   networks/ID   Network
 //! cursors/vni          VNI given last       services/ID   Service
 //! cursors/port         port given last      endpoints/ID  Endpoint
-//! cursors/NETWORK      address given last   secrets/...   CA, join tokens: not in a view
-//! trust                Trust, once the CA was replaced
+//! cursors/NETWORK      address given last   keyring       Keyring, if a network is encrypted
+//! trust                Trust, once replaced secrets/...   CA, join tokens: not in a view
 //! ```
 //!
 //! Every transaction compares and rewrites `writer`. So each one is decided on the
@@ -23,10 +23,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::keys::Rotation;
 use super::validate::Pool;
 use crate::model::{
-    ClusterInfo, Endpoint, EndpointId, Network, NetworkId, Node, NodeId, Service, ServiceId,
-    Snapshot, Vni,
+    ClusterInfo, Endpoint, EndpointId, Keyring, Network, NetworkId, Node, NodeId, Service,
+    ServiceId, Snapshot, Vni,
 };
 use crate::store::{Batch, Event, Op, Range};
 
@@ -34,6 +35,8 @@ use crate::store::{Batch, Event, Op, Range};
 pub(super) const WRITER: &str = "writer";
 /// Key of the [`Settings`].
 pub(super) const CLUSTER: &str = "cluster";
+/// Key of the [`Keyring`](crate::model::Keyring).
+const KEYRING: &str = "keyring";
 /// Key of the CA.
 pub(super) const CA: &str = "secrets/ca";
 /// Key of the [`Trust`](crate::model::Trust).
@@ -50,6 +53,9 @@ pub(super) struct Settings {
     #[serde(flatten)]
     pub(super) info: ClusterInfo,
     pub(super) pool: Pool,
+    /// When the keys of encrypted networks are renewed.
+    #[serde(default)]
+    pub(super) rotation: Rotation,
     /// Seconds for which certificates of nodes are valid.
     #[serde(default = "expiry")]
     pub(super) cert_expiry: u32,
@@ -67,6 +73,10 @@ pub(super) struct View {
     pub(super) settings: Option<Settings>,
     /// Revision that wrote [`WRITER`]; 0 before the first transaction.
     pub(super) writer: u64,
+    /// Revision that wrote the keyring.
+    pub(super) keyring: u64,
+    /// Revision at which a node was last said to receive by other keys.
+    pub(super) epochs: u64,
     pub(super) last_vni: Option<Vni>,
     pub(super) last_port: Option<u16>,
     pub(super) last_address: BTreeMap<NetworkId, Ipv4Addr>,
@@ -92,7 +102,16 @@ impl View {
             };
             let value = value.as_deref();
             match key.split_once('/') {
-                Some(("nodes", _)) => set(&mut snapshot.nodes, &key, value)?,
+                Some(("nodes", _)) => {
+                    let epochs = |nodes: &BTreeMap<NodeId, Node>| -> Vec<u64> {
+                        nodes.values().map(|node| node.epoch).collect()
+                    };
+                    let before = epochs(&snapshot.nodes);
+                    set(&mut snapshot.nodes, &key, value)?;
+                    if epochs(&snapshot.nodes) != before {
+                        self.epochs = batch.revision;
+                    }
+                }
                 Some(("networks", _)) => set(&mut snapshot.networks, &key, value)?,
                 Some(("services", _)) => set(&mut snapshot.services, &key, value)?,
                 Some(("endpoints", _)) => set(&mut snapshot.endpoints, &key, value)?,
@@ -104,6 +123,10 @@ impl View {
                     snapshot.cluster = self.settings.as_ref().map(|s| s.info.clone());
                 }
                 None if key == TRUST => snapshot.trust = decode(&key, value)?,
+                None if key == KEYRING => {
+                    snapshot.keyring = decode(&key, value)?;
+                    self.keyring = revision;
+                }
                 None if key == WRITER => self.writer = revision,
                 _ => {}
             }
@@ -148,6 +171,14 @@ pub(super) fn put<T: Serialize>(key: &str, value: &T) -> Op {
 
 pub(super) fn put_node(node: &Node) -> Op {
     put(&node_key(&node.id), node)
+}
+
+pub(super) fn put_keyring(keyring: &Keyring) -> Op {
+    put(KEYRING, keyring)
+}
+
+pub(super) fn delete_keyring() -> Op {
+    Op::Delete(KEYRING.to_owned())
 }
 
 pub(super) fn put_network(network: &Network) -> [Op; 2] {

@@ -34,6 +34,7 @@ impl Cluster {
             ip_range: None,
             aux_addresses: Default::default(),
             internal: false,
+            encrypted: false,
             mtu: None,
             labels: Default::default(),
             created: "2026-11-20T00:00:00Z".to_owned(),
@@ -164,5 +165,7 @@ fn node(status: NodeStatus) -> Node {
         status,
         routes: vec![],
         certificate: None,
+        ipsec: Default::default(),
+        epoch: 0,
     }
 }

@@ -1,5 +1,6 @@
 //! What the kernel cannot tell by itself: which named namespaces are ours, on which links of
-//! others we made a qdisc, and what a sysctl of such a link was before. Written before the change is
+//! others we made a qdisc, which IPsec
+//! associations were made, and what a sysctl of such a link was before. Written before the change is
 //! made, so a crash leaves no trace unaccounted for.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,12 @@ pub(super) struct Entries {
     /// Links in the host's namespace, not ours, whose clsact qdisc we made.
     #[serde(default)]
     pub(super) qdiscs: BTreeSet<String>,
+    /// IPsec associations we made, by receiver and index.
+    #[serde(default)]
+    pub(super) associations: BTreeSet<String>,
+    /// Of these, see `Ipsec`.
+    #[serde(default)]
+    pub(super) generation: Option<u64>,
     /// Switches of links in the host's namespace as we found them, by link.
     #[serde(flatten)]
     pub(super) sysctls: BTreeMap<Sysctl, BTreeMap<String, bool>>,

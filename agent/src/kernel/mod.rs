@@ -12,6 +12,7 @@
 //! | a route | its protocol, [`ROUTE_PROTOCOL`] |
 //! | an address, a permanent neighbour or FDB entry | being on a link of ours |
 //! | a switch (sysctl) of a link that is not ours | the ledger, which has the former value |
+//! | an IPsec association; a policy | its `reqid`; its priority |
 //! | servers and settings of IPVS | being in a namespace of ours for IPVS |
 //! | rules | the nftables table `ip netagent` |
 //! | maps, programs and their links | their pins under the BPF directory |
@@ -31,6 +32,7 @@ mod observe;
 mod poke;
 mod route;
 mod sysctl;
+mod xfrm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -38,16 +40,19 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
+use crate::model::Ipsec;
 use crate::plan::{Key, LINK_PREFIX, MapKey, Ns, Op, Sysctl, Value};
 
 pub use bpf::{Flows, Logs, Probes, Swept, counters, object, object_digest};
 pub use ipvs::Error as IpvsError;
 pub use route::ROUTE_PROTOCOL;
+pub use xfrm::follow as follow_ipsec;
 
 use bpf::Bpf;
 use ledger::Ledger;
 use netns::{Namespaces, Netns};
 use nft::Tables;
+use xfrm::Xfrm;
 
 /// First link of every namespace.
 const LOOPBACK: &str = "lo";
@@ -85,6 +90,7 @@ pub struct Kernel {
     ledger: Ledger,
     tables: Tables,
     bpf: Bpf,
+    xfrm: Xfrm,
 }
 
 impl Kernel {
@@ -93,11 +99,13 @@ impl Kernel {
     /// # Errors
     /// If the run directory cannot be written, or without root.
     pub async fn open(config: KernelConfig) -> Result<Self> {
+        let ledger = Ledger::open(&config.run_dir)?;
         Ok(Self {
             namespaces: Namespaces::open().await?,
-            ledger: Ledger::open(&config.run_dir)?,
             tables: Tables::default(),
             bpf: Bpf::new(&config),
+            xfrm: Xfrm::new(&ledger),
+            ledger,
         })
     }
 
@@ -116,6 +124,14 @@ impl Kernel {
     async fn put(&mut self, key: &Key, value: &Value) -> Result<()> {
         match (key, value) {
             (Key::Namespace(name), Value::Present) => self.put_namespace(name).await,
+            (Key::Association(to, index), Value::Association(want)) => {
+                let (host, ledger) = (self.namespaces.host(), &mut self.ledger);
+                self.xfrm.put_association(&host, ledger, (*to, *index), want).await
+            }
+            (Key::Policy(way, other), Value::Policy(want)) => {
+                let host = self.namespaces.host();
+                self.xfrm.put_policy(&host, (*way, *other), want).await
+            }
             (Key::Link(ns, name), Value::Link(want)) => {
                 let outside = self.outside().await?;
                 link::put(&mut self.namespaces, &outside, ns, name, want).await
@@ -194,7 +210,7 @@ impl Kernel {
             | Key::Ipvs(ns)
             | Key::VirtualServer(ns, _)
             | Key::RealServer(ns, ..) => ns,
-            Key::Map(_) | Key::Hook(..) => &Ns::Host,
+            Key::Map(_) | Key::Hook(..) | Key::Association(..) | Key::Policy(..) => &Ns::Host,
         };
         // With a namespace goes all that was in it.
         let Some(netns) = self.namespaces.get(ns).await? else { return Ok(()) };
@@ -218,6 +234,10 @@ impl Kernel {
                 Some(index) => neighbour::delete_fdb(&netns, index, *mac).await,
                 None => Ok(()),
             },
+            Key::Association(to, index) => {
+                self.xfrm.delete_association(&netns, &mut self.ledger, (*to, *index)).await
+            }
+            Key::Policy(way, other) => self.xfrm.delete_policy(&netns, *way, *other).await,
             Key::Ipvs(_) => ipvs::reset(&netns).await,
             Key::VirtualServer(_, socket) => Ok(ipvs::delete_virtual(&netns, *socket).await?),
             Key::RealServer(_, socket, address) => {
@@ -281,6 +301,26 @@ impl Kernel {
     /// [`IpvsError::Missing`] if not.
     pub async fn has_ipvs(&self) -> Result<(), IpvsError> {
         ipvs::probe(&self.namespaces.host()).await
+    }
+
+    /// Finds out whether the kernel can encrypt, for which it may have to load modules; what
+    /// is `missing` otherwise is known already.
+    ///
+    /// # Errors
+    /// If it cannot be asked.
+    pub async fn find_ipsec(&self, missing: Option<String>) -> Result<()> {
+        let missing = match missing {
+            None => xfrm::missing().await.context("asking the kernel for IPsec")?,
+            known => known,
+        };
+        self.xfrm.facts().send_modify(|facts| facts.missing = missing);
+        Ok(())
+    }
+
+    /// What the kernel does for encrypted networks, and what changes in that.
+    #[must_use]
+    pub fn ipsec(&self) -> tokio::sync::watch::Receiver<Ipsec> {
+        self.xfrm.facts().subscribe()
     }
 
     /// The link that a change is about, which must be ours.

@@ -53,6 +53,7 @@ impl Kernel {
             }
         }
         self.observe_sysctls(&mut state).await?;
+        self.xfrm.observe(&self.namespaces.host(), &mut state).await?;
         let host = scenes.remove(&Ns::Host).unwrap_or_default();
         let names = host.links.into_iter().map(|(index, view)| (index, view.name)).collect();
         let host = self.namespaces.host();

@@ -1,6 +1,7 @@
 //! The objects of a cluster: what the store holds, the API carries and the plan
 //! reads. Plain data with its own validation; no I/O.
 
+mod encryption;
 mod endpoint;
 mod id;
 mod mac;
@@ -13,6 +14,7 @@ mod snapshot;
 mod trust;
 mod workload;
 
+pub use encryption::{ClusterKey, Ipsec, Keyring, Secret};
 pub use endpoint::Endpoint;
 pub use id::{EndpointId, NetworkId, NodeId, SHORT_ID_LEN, ServiceId, WorkloadId};
 pub use mac::Mac;

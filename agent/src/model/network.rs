@@ -60,6 +60,9 @@ pub struct Network {
     pub aux_addresses: BTreeMap<String, Ipv4Addr>,
     /// Whether traffic to and from the outside is refused.
     pub internal: bool,
+    /// Whether what it carries between nodes is encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
     /// MTU that workloads see, in bytes, if one was chosen.
     pub mtu: Option<u16>,
     /// Labels.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 use serde::{Deserialize, Serialize};
 
-use super::{Certificate, NodeId};
+use super::{Certificate, Ipsec, NodeId};
 
 /// What a node may do in the control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -101,4 +101,10 @@ pub struct Node {
     /// Its certificate, once it has told of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
+    /// What its kernel does for encrypted networks.
+    #[serde(default)]
+    pub ipsec: Ipsec,
+    /// Newest epoch of the cluster's keys that its kernel receives by; 0 for none.
+    #[serde(default)]
+    pub epoch: u64,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Datapath, Endpoint, EndpointId, EndpointMode, Name, Network, NetworkId, Node, NodeId,
+    Datapath, Endpoint, EndpointId, EndpointMode, Keyring, Name, Network, NetworkId, Node, NodeId,
     NodeStatus, Service, ServiceId, Trust,
 };
 
@@ -42,6 +42,14 @@ impl Restored {
     }
 }
 
+impl ClusterInfo {
+    /// UDP port of the VXLAN of encrypted networks, host order: the one after the others'.
+    #[must_use]
+    pub fn encrypted_port(&self) -> u16 {
+        self.data_path_port.checked_add(1).unwrap_or(self.data_path_port - 1)
+    }
+}
+
 /// The cluster's objects at one revision of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Snapshot {
@@ -65,6 +73,9 @@ pub struct Snapshot {
     /// stored nor sent, and empty where it was not added by [`Snapshot::seen`].
     #[serde(skip)]
     pub unreachable: BTreeSet<NodeId>,
+    /// The keys of encrypted networks, if there is one; only members are told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring: Option<Keyring>,
 }
 
 /// An endpoint that serves a service.
@@ -185,11 +196,15 @@ impl Snapshot {
     }
 
     /// MTU of `network` for its workloads, in bytes: the one chosen for it, or
-    /// the smallest uplink MTU of the members less the VXLAN header.
+    /// the smallest uplink MTU of the members less what is put around a packet.
     #[must_use]
     pub fn mtu(&self, network: &Network) -> u16 {
         let underlay = self.nodes.values().map(|n| n.mtu).min().unwrap_or(1500);
-        let largest = underlay.saturating_sub(netagent_common::VXLAN_OVERHEAD);
+        let largest = if network.encrypted {
+            netagent_common::encrypted_mtu(underlay)
+        } else {
+            underlay.saturating_sub(netagent_common::VXLAN_OVERHEAD)
+        };
         network.mtu.map_or(largest, |chosen| chosen.min(largest))
     }
 }

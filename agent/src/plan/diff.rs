@@ -64,6 +64,7 @@ fn rests_on<'a>(key: &'a Key, value: &'a Value) -> Vec<(&'a Ns, &'a str)> {
             [uplink, vxlan].into_iter().chain(lb).map(|link| host(link)).collect()
         }
         (Key::Map(MapKey::Endpoint(..)), Value::Endpoint { link: Some(link), .. })
+        | (Key::Map(MapKey::Encrypted(_)), Value::Through(Some(link)))
         | (Key::Map(MapKey::Port(link)) | Key::Hook(link, _), _) => vec![host(link)],
         _ => vec![],
     }

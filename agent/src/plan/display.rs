@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Formatter, Result};
 
-use super::{Hook, Key, MapKey, NFT_TABLE, Ns, Op, Socket, Sysctl};
+use super::{Hook, Key, MapKey, NFT_TABLE, Ns, Op, Socket, Sysctl, Way};
 
 /// Appends ` in PATH` for a namespace other than the host's.
 struct In<'a>(&'a Ns);
@@ -33,6 +33,16 @@ impl Display for Hook {
             Self::FromUplink => "from_uplink",
             Self::FromHost => "from_host",
             Self::FromLb => "from_lb",
+            Self::ToUplink => "to_uplink",
+        })
+    }
+}
+
+impl Display for Way {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.pad(match self {
+            Self::In => "in from",
+            Self::Out => "out to",
         })
     }
 }
@@ -51,6 +61,11 @@ impl Display for Key {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         match self {
             Self::Namespace(name) => write!(f, "namespace {name}"),
+            Self::Association(to, index) => {
+                write!(f, "IPsec association {index:#010x} to {to}")
+            }
+            Self::Policy(way, Some(other)) => write!(f, "IPsec policy {way} {other}"),
+            Self::Policy(way, None) => write!(f, "IPsec policy {way} all others"),
             Self::Link(ns, name) => write!(f, "link {name}{}", In(ns)),
             Self::Address(ns, link, address) => write!(f, "address {address} on {link}{}", In(ns)),
             Self::Sysctl(ns, link, switch) => write!(f, "{switch} on {link}{}", In(ns)),
@@ -73,6 +88,7 @@ impl Display for MapKey {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         match self {
             Self::Config => f.write_str("CONFIG"),
+            Self::Encrypted(vni) => write!(f, "ENCRYPTED[{vni}]"),
             Self::Network(vni) => write!(f, "NETWORKS[{vni}]"),
             Self::Subnet(subnet) => write!(f, "SUBNETS[{subnet}]"),
             Self::Peer(vtep) => write!(f, "PEERS[{vtep}]"),

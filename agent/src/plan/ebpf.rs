@@ -10,12 +10,13 @@ use crate::model::{Endpoint, Mac, NetworkId, Snapshot, Workload};
 
 use super::service::{self, Backends};
 use super::state::{Hook, Key, LINK_PREFIX, Link, MapKey, Ns, State, Sysctl, VXLAN_LINK, Value};
-use super::{Me, inside, ipvs, names, ruleset};
+use super::{Me, encryption, inside, ipvs, names, ruleset};
 
 pub(super) fn desired(snapshot: &Snapshot, workloads: &[Workload], me: &Me) -> State {
     let mut state = State::new();
     let Some(cluster) = &snapshot.cluster else { return state };
     node(&mut state, snapshot, me, cluster.data_path_port);
+    encryption::encrypt(&mut state, snapshot, me, cluster);
 
     let backends = Backends::new(snapshot, workloads, me);
     let mut present = BTreeSet::<&NetworkId>::new();
@@ -111,6 +112,7 @@ fn node(state: &mut State, snapshot: &Snapshot, me: &Me, port: u16) {
             port,
             neighbour_bits: me.neighbour_bits,
             lb: None,
+            encrypted: None,
         },
     );
     state.insert(Key::Hook(VXLAN_LINK.to_owned(), Hook::FromOverlay), program());

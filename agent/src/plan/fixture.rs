@@ -3,9 +3,10 @@
 use std::net::Ipv4Addr;
 
 use crate::model::{
-    Attachment, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, Hold, Mac,
-    Network, NetworkId, Node, NodeId, NodeStatus, Prefer, Protocol, PublishMode, PublishedPort,
-    Role, Scheduler, Service, ServiceId, ServiceNetwork, Snapshot, Task, Vni, Workload, WorkloadId,
+    Attachment, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, Hold, Ipsec,
+    Mac, Network, NetworkId, Node, NodeId, NodeStatus, Prefer, Protocol, PublishMode,
+    PublishedPort, Role, Scheduler, Service, ServiceId, ServiceNetwork, Snapshot, Task, Vni,
+    Workload, WorkloadId,
 };
 
 use super::Me;
@@ -28,6 +29,8 @@ pub(crate) fn node(last: u8) -> Node {
         status: NodeStatus::Ready,
         routes: vec![],
         certificate: None,
+        ipsec: Ipsec { missing: None, generation: 1, worn: None },
+        epoch: 0,
     }
 }
 
@@ -42,6 +45,7 @@ pub(crate) fn network(name: &str, third: u8) -> Network {
         ip_range: None,
         aux_addresses: Default::default(),
         internal: false,
+        encrypted: false,
         mtu: None,
         labels: Default::default(),
         created: "2026-01-01T00:00:00Z".into(),
@@ -93,6 +97,7 @@ pub(crate) fn two_nodes() -> World {
         addresses: [here.address].into(),
         datapath: Datapath::Ebpf,
         ipvs: false,
+        ipsec: here.ipsec.clone(),
         object: "digest".into(),
     };
     let snapshot = Snapshot {
@@ -109,6 +114,7 @@ pub(crate) fn two_nodes() -> World {
         services: [].into(),
         endpoints: [mine.clone(), other].map(|e| (e.id.clone(), e)).into(),
         unreachable: [].into(),
+        keyring: None,
     };
     World { snapshot, workloads: vec![workload(42, &[mine])], me }
 }

@@ -28,6 +28,11 @@ pub(super) fn desired(snapshot: &Snapshot, workloads: &[Workload], me: &Me) -> S
     let bridges = Ns::At(Path::new("/run/netns").join(&namespace));
     let mut outward = Vec::new();
     for (workload, attachment, network) in inside::attachments(snapshot, workloads) {
+        if network.encrypted {
+            // Nothing here would keep it from leaving in clear; the manager gives this node
+            // no endpoint on such a network.
+            continue;
+        }
         let bridge = names::bridge(network.vni);
         if !state.contains_key(&Key::Link(bridges.clone(), bridge.clone())) {
             add_network(&mut state, snapshot, me, &bridges, network, cluster.data_path_port);

@@ -5,6 +5,7 @@
 mod diff;
 mod display;
 mod ebpf;
+mod encryption;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod flow;
@@ -23,13 +24,14 @@ mod tests;
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use crate::model::{Datapath, NodeId, Snapshot, Workload};
+use crate::model::{Datapath, Ipsec, NodeId, Snapshot, Workload};
 
 pub use diff::{Op, diff};
+pub use encryption::{AeadKey, Association, Need, Policy, Way, epoch_of, low};
 pub use ipvs::{IPVS_SETTINGS, Ipvs, RealServer, Setting, Timeouts, VirtualServer, is_balancer};
 pub use state::{
-    Balance, Hook, Key, LINK_PREFIX, Link, MapKey, NFT_TABLE, Ns, Slot, Socket, State, Sysctl,
-    VXLAN_LINK, Value,
+    Balance, Hook, IPSEC_LINK, Key, LINK_PREFIX, Link, MapKey, NFT_TABLE, Ns, Slot, Socket, State,
+    Sysctl, VXLAN_LINK, Value,
 };
 
 /// What a node knows of itself.
@@ -51,6 +53,8 @@ pub struct Me {
     pub datapath: Datapath,
     /// Whether IPVS schedules the published ports of services.
     pub ipvs: bool,
+    /// What its kernel does for encrypted networks.
+    pub ipsec: Ipsec,
     /// Digest of the eBPF object that this agent carries.
     pub object: String,
 }

@@ -11,6 +11,7 @@ use netagent_common::Scheduler;
 
 use crate::model::{Mac, Vni};
 
+use super::encryption::{Association, Policy, Way};
 use super::ipvs::{Ipvs, RealServer, VirtualServer};
 
 /// Kernel state: everything of ours, and nothing of others.
@@ -18,6 +19,8 @@ pub type State = BTreeMap<Key, Value>;
 
 /// Name of the collect-metadata vxlan device.
 pub const VXLAN_LINK: &str = "na-vxlan";
+/// Name of that for encrypted networks.
+pub const IPSEC_LINK: &str = "na-ipsec";
 /// All links of ours in the host's namespace start with this.
 pub const LINK_PREFIX: &str = "na-";
 /// Name of our nftables table (family `ip`), in every namespace where there is one.
@@ -38,6 +41,13 @@ pub enum Ns {
 pub enum Key {
     /// A namespace of ours, by its name under `/run/netns`. Value: `Present`.
     Namespace(String),
+    /// A security association of IPsec in the host's namespace, by the receiving node and
+    /// its index (SPI), host order. Value: `Association`.
+    Association(Ipv4Addr, u32),
+    /// A policy of IPsec in the host's namespace: of packets from or to this node, or of all
+    /// that no other is for. It comes before the device whose packets it is about. Value:
+    /// `Policy`.
+    Policy(Way, Option<Ipv4Addr>),
     /// A link. Value: `Link`.
     Link(Ns, String),
     /// An address of a link. Value: `Present`.
@@ -88,6 +98,8 @@ pub enum Sysctl {
 pub enum MapKey {
     /// The one entry of `CONFIG`. Value: `Config`.
     Config,
+    /// `ENCRYPTED`. Value: `Through`.
+    Encrypted(Vni),
     /// `NETWORKS`. Value: `Network`.
     Network(Vni),
     /// `SUBNETS`. Value: `Vni`.
@@ -139,7 +151,7 @@ pub struct Socket {
 pub enum Hook {
     /// tc ingress of an endpoint's host link: `from_endpoint`.
     FromEndpoint,
-    /// tc ingress of the vxlan device: `from_overlay`.
+    /// tc ingress of a vxlan device: `from_overlay`.
     FromOverlay,
     /// tc ingress of the uplink: `from_uplink`.
     FromUplink,
@@ -147,12 +159,26 @@ pub enum Hook {
     FromHost,
     /// tc ingress of the host side of the veth to the namespace of IPVS: `from_lb`.
     FromLb,
+    /// tc egress of the uplink: `to_uplink`.
+    ToUplink,
 }
 
 impl Hook {
     /// All hooks.
-    pub const ALL: [Self; 5] =
-        [Self::FromEndpoint, Self::FromOverlay, Self::FromUplink, Self::FromHost, Self::FromLb];
+    pub const ALL: [Self; 6] = [
+        Self::FromEndpoint,
+        Self::FromOverlay,
+        Self::FromUplink,
+        Self::FromHost,
+        Self::FromLb,
+        Self::ToUplink,
+    ];
+
+    /// Whether it is at the egress of its link, and not at the ingress.
+    #[must_use]
+    pub fn is_egress(self) -> bool {
+        self == Self::ToUplink
+    }
 }
 
 /// Content of one piece of kernel state.
@@ -180,6 +206,11 @@ pub enum Value {
     Vtep(Ipv4Addr),
     /// Of [`Key::Nftables`]: the table as `nft -s list table` prints it.
     Ruleset(String),
+    /// Of [`Key::Association`]. An observed one that differs from any of ours in what this
+    /// does not say is `Present`.
+    Association(Association),
+    /// Of [`Key::Policy`]; the same is true.
+    Policy(Policy),
     /// Of [`Key::Ipvs`].
     Ipvs(Ipvs),
     /// Of [`Key::VirtualServer`].
@@ -201,7 +232,12 @@ pub enum Value {
         neighbour_bits: u8,
         /// Host side of the veth to the namespace of IPVS, if there is one.
         lb: Option<String>,
+        /// VXLAN UDP port of encrypted networks, if there is one.
+        encrypted: Option<u16>,
     },
+    /// Of [`MapKey::Encrypted`]: the vxlan device that carries the network; none if nothing
+    /// on this node can.
+    Through(Option<String>),
     /// Of [`MapKey::Network`].
     Network {
         /// Gateway address.

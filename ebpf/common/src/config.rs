@@ -14,7 +14,7 @@ pub struct Config {
     /// neighbour on the uplink, reached without a gateway.
     mask: [u8; 4],
     port: [u8; 2],
-    _pad: [u8; 2],
+    encrypted: [u8; 2],
     /// Interface index of the host side of the veth to the namespace where IPVS
     /// schedules; 0 if there is none.
     pub lb: u32,
@@ -27,7 +27,7 @@ impl Config {
     #[must_use]
     pub fn new(uplink: u32, vxlan: u32, vtep: core::net::Ipv4Addr, port: u16) -> Self {
         let (vtep, port) = (vtep.octets(), port.to_be_bytes());
-        Self { uplink, vxlan, vtep, mask: [u8::MAX; 4], port, _pad: [0; 2], lb: 0 }
+        Self { uplink, vxlan, vtep, mask: [u8::MAX; 4], port, encrypted: [0; 2], lb: 0 }
     }
 
     /// The same where nodes whose addresses share the first `bits` bits with this one's
@@ -42,6 +42,32 @@ impl Config {
     #[must_use]
     pub fn with_scheduler(self, lb: u32) -> Self {
         Self { lb, ..self }
+    }
+
+    /// The same where encrypted networks have VXLAN UDP port `port`, host order.
+    #[must_use]
+    pub fn with_encrypted(self, port: u16) -> Self {
+        Self { encrypted: port.to_be_bytes(), ..self }
+    }
+
+    /// The VXLAN UDP port of encrypted networks in host order; none without any.
+    #[must_use]
+    pub fn encrypted_port(&self) -> Option<u16> {
+        self.encrypts().then_some(u16::from_be_bytes(self.encrypted))
+    }
+
+    /// Whether there is an encrypted network.
+    #[inline(always)]
+    #[must_use]
+    pub fn encrypts(&self) -> bool {
+        self.encrypted != [0; 2]
+    }
+
+    /// Whether a UDP port, as it stands in a packet, is that of encrypted networks.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_encrypted(&self, port: [u8; 2]) -> bool {
+        self.encrypts() && self.encrypted == port
     }
 
     /// The number of bits that a neighbour's address shares with this node's.
@@ -93,5 +119,14 @@ mod tests {
             assert!(config.is_neighbour(near) && !config.is_neighbour(far), "{bits}");
         }
         assert_eq!(config.with_neighbours(0).neighbour_bits(), 0);
+    }
+
+    #[test]
+    fn no_port_is_encrypted_where_nothing_is() {
+        let config = Config::new(1, 2, [192, 168, 50, 11].into(), 4789);
+        assert!(!config.is_encrypted([0; 2]) && config.encrypted_port().is_none());
+        let config = config.with_encrypted(4790);
+        assert!(config.is_encrypted(4790_u16.to_be_bytes()) && !config.is_encrypted([0; 2]));
+        assert_eq!(config.encrypted_port(), Some(4790));
     }
 }

@@ -94,6 +94,11 @@ counters! {
     ProbeAnswered = "probe_answered",
     /// Answer to a probe of this node, taken by the agent.
     ProbeReturned = "probe_returned",
+    /// Carried to another node encrypted: given to the kernel's VXLAN device and IPsec.
+    Encrypted = "encrypted",
+    /// Leaves by the uplink, and is nothing of an encrypted network in clear: passed
+    /// untouched.
+    PassedOut = "passed_out",
     /// Drop: a header is truncated or contradicts itself.
     DropMalformed = "drop_malformed",
     /// Drop: the interface is not a port of the overlay (yet, or any more).
@@ -145,6 +150,10 @@ counters! {
     DropScheduler = "drop_scheduler",
     /// Drop: to a published port, from a source that may not use it.
     DropNotAllowed = "drop_not_allowed",
+    /// Drop: came in clear, but is of an encrypted network or for its port.
+    DropCleartextIn = "drop_cleartext_in",
+    /// Drop: of an encrypted network, and about to leave in clear.
+    DropCleartextOut = "drop_cleartext_out",
     /// Drop: the kernel refused to change or to redirect the packet.
     DropRefused = "drop_refused",
 }

@@ -37,6 +37,25 @@ pub const ABI_VERSION: u32 = 5;
 /// 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348, section 5).
 pub const VXLAN_OVERHEAD: u16 = 50;
 
+/// What is around the UDP packet of an encrypted network's VXLAN: IPv4 20, SPI and sequence
+/// number 8, IV 8, ICV 16 (RFC 4106).
+const ESP_AROUND: u16 = 52;
+
+/// What is before the inner IP packet within that, and the two bytes of ESP's trailer
+/// behind it.
+const ESP_WITHIN: u16 = 32;
+
+/// Largest inner IP packet of an encrypted network where the underlay takes `underlay`
+/// bytes. ESP pads to four bytes (RFC 4303, 2.4).
+#[must_use]
+pub const fn encrypted_mtu(underlay: u16) -> u16 {
+    (underlay.saturating_sub(ESP_AROUND) & !3).saturating_sub(ESP_WITHIN)
+}
+
+/// Marks the kernel's IPsec associations and policies that are ours (`reqid` of
+/// ip-xfrm(8)).
+pub const IPSEC_REQID: u32 = 0x6e61;
+
 /// UDP port of VXLAN (RFC 7348, IANA), used unless the cluster chose another.
 pub const VXLAN_PORT: u16 = 4789;
 

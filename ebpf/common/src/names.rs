@@ -13,8 +13,11 @@ pub mod programs {
     pub const FROM_HOST: &str = "netagent_from_host";
     /// tc ingress of the host side of the veth to the namespace where IPVS schedules.
     pub const FROM_LB: &str = "netagent_from_lb";
+    /// tc egress of the uplink.
+    pub const TO_UPLINK: &str = "netagent_to_uplink";
     /// All of them.
-    pub const ALL: [&str; 5] = [FROM_ENDPOINT, FROM_OVERLAY, FROM_UPLINK, FROM_HOST, FROM_LB];
+    pub const ALL: [&str; 6] =
+        [FROM_ENDPOINT, FROM_OVERLAY, FROM_UPLINK, FROM_HOST, FROM_LB, TO_UPLINK];
 }
 
 /// Maps. What they hold: `overlay.rs`, `service.rs`, `flow.rs`, `probe.rs`, `config.rs`
@@ -56,9 +59,12 @@ pub mod maps {
     pub const LOAD: &str = "LOAD";
     /// Ring buffer, written by the programs: [`Probed`](crate::Probed).
     pub const PROBED: &str = "PROBED";
+    /// Hash: VNI (`u32`) of an encrypted network to the interface index (`u32`) of the vxlan
+    /// device that carries it; 0 if nothing on this node can.
+    pub const ENCRYPTED: &str = "ENCRYPTED";
     /// All of them; each is pinned under its name.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         CONFIG, PORTS, ENDPOINTS, NETWORKS, PEERS, SUBNETS, COUNTERS, SERVICES, RING, PUBLISHED,
-        ALLOWED, VIRTUAL, FLOWS, AFFINITY, LOAD, PROBED,
+        ALLOWED, VIRTUAL, FLOWS, AFFINITY, LOAD, PROBED, ENCRYPTED,
     ];
 }

@@ -16,7 +16,7 @@ use netagent::api::types::{CreateEndpoint, JoinRequest, Serve};
 use netagent::cluster::{Cluster, ClusterConfig};
 use netagent::facts::{Host, HostReader, Link};
 use netagent::model::{
-    Attachment, Datapath, Health, Hold, Name, ServiceId, Serving, Workload, WorkloadId,
+    Attachment, Datapath, Health, Hold, Ipsec, Name, ServiceId, Serving, Workload, WorkloadId,
 };
 use netagent::plan::{Me, Op, State};
 use netagent::reconcile::{Inputs, Kernel, Reconciler};
@@ -88,6 +88,7 @@ async fn start(number: usize, data_dir: PathBuf, join: JoinRequest) -> Result<Cl
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         host: Arc::new(Fixed(address(number))),
+        ipsec: watch::channel(Ipsec::default()).1,
     })
     .await?;
     // All of them want to at once, and a machine may be busy.
@@ -117,6 +118,7 @@ fn work(
         addresses: BTreeSet::from([record.address]),
         datapath: Datapath::Ebpf,
         ipvs: false,
+        ipsec: Ipsec::default(),
         object: String::new(),
     }));
     let (unreachable, unreachable_seen) = watch::channel(BTreeSet::new());

@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use netagent::model::{
-    Attachment, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, Hold, Mac,
-    Network, NetworkId, Node, NodeId, NodeStatus, Prefer, Protocol, PublishMode, PublishedPort,
-    Role, Scheduler, Service, ServiceId, ServiceNetwork, Snapshot, Task, Vni, Workload, WorkloadId,
+    Attachment, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, Hold, Ipsec,
+    Mac, Network, NetworkId, Node, NodeId, NodeStatus, Prefer, Protocol, PublishMode,
+    PublishedPort, Role, Scheduler, Service, ServiceId, ServiceNetwork, Snapshot, Task, Vni,
+    Workload, WorkloadId,
 };
 use netagent::plan::{self, Me, State};
 
@@ -33,6 +34,8 @@ fn node(id: NodeId, last: u8) -> Node {
         status: NodeStatus::Ready,
         routes: vec![],
         certificate: None,
+        ipsec: Ipsec { missing: None, generation: 1, worn: None },
+        epoch: 0,
     }
 }
 
@@ -47,6 +50,7 @@ fn network(name: &str, third: u8, internal: bool) -> Network {
         ip_range: None,
         aux_addresses: Default::default(),
         internal,
+        encrypted: false,
         mtu: None,
         labels: Default::default(),
         created: String::new(),
@@ -159,6 +163,7 @@ impl World {
             networks: networks.map(|n| (n.id.clone(), n)).into(),
             services: [(service.id.clone(), service)].into(),
             unreachable: [].into(),
+            keyring: None,
         };
         let me = Me {
             id: here.id,
@@ -168,6 +173,7 @@ impl World {
             addresses: [here.address].into(),
             datapath,
             ipvs: false,
+            ipsec: here.ipsec,
             object: netagent::kernel::object_digest(),
         };
         Self { snapshot, workloads, me }

@@ -1,6 +1,7 @@
 //! Golden packets: what each program makes of one packet, byte for byte, and which
 //! counter it moves. The packets travel in the cluster of `netagent_tests::world`.
 
+mod encrypted;
 mod from_endpoint;
 mod from_overlay;
 mod from_uplink;
@@ -71,6 +72,7 @@ fn of_every_protocol(start: &Packet, sport: u16, dport: u16) -> Vec<Packet> {
 #[test]
 fn every_counter_is_somewhere_in_these_tests() {
     let tests = [
+        include_str!("encrypted.rs"),
         include_str!("from_endpoint.rs"),
         include_str!("from_uplink.rs"),
         include_str!("from_overlay.rs"),

@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use netagent::api::types::{Attach, CreateWorkload, InitRequest, WorkloadReady};
 use netagent::cluster::{Cluster, ClusterConfig, Error};
 use netagent::facts::{Host, HostReader, Link};
-use netagent::model::{Datapath, NodeId, Snapshot};
+use netagent::model::{Datapath, Ipsec, NodeId, Snapshot};
 use netagent::plan::{Key, Me, Op, State};
 use netagent::reconcile::{Handle, Inputs, Kernel, Reconciler};
 use netagent::workload::{Records, Workloads};
@@ -111,6 +111,7 @@ impl Agent {
             version: "0".to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             host: Arc::new(OneLink),
+            ipsec: watch::channel(Ipsec::default()).1,
         };
         let (cluster, workloads, handle, inputs) = runtime.block_on(async {
             let cluster = Cluster::open(config).await.expect("a control plane");
@@ -130,6 +131,7 @@ impl Agent {
                 addresses: [ADDRESS].into(),
                 datapath: Datapath::Ebpf,
                 ipvs: false,
+                ipsec: Ipsec::default(),
                 object: "digest".to_owned(),
             };
             let me = watch::Sender::new(Some(me));

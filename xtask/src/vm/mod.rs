@@ -31,7 +31,8 @@ use machine::Machine;
 use suite::Suite;
 
 /// What runs on every kernel if nothing is named.
-const SUITES: &[&str] = &["programs", "kernel", "wire", "service", "cluster::isolation"];
+const SUITES: &[&str] =
+    &["programs", "kernel", "wire", "service", "encryption", "cluster::isolation"];
 
 /// What a run of all tests has of it: what this kernel may lack. Under emulation every test
 /// that loads the programs takes seconds.

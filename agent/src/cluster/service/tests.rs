@@ -12,8 +12,8 @@ use super::super::view::Settings;
 use super::*;
 use crate::api::types::{NodeFacts, PortRef, Publish, Serve, UpdateEndpoint};
 use crate::model::{
-    ClusterInfo, Datapath, Health, Name, NodeId, NodeStatus, Protocol, PublishMode, PublishedPort,
-    Role, Snapshot, WorkloadId,
+    ClusterInfo, Datapath, Health, Ipsec, Name, NodeId, NodeStatus, Protocol, PublishMode,
+    PublishedPort, Role, Snapshot, WorkloadId,
 };
 use crate::store::{Batch, Event, Kv};
 
@@ -31,6 +31,7 @@ fn cluster() -> (View, [NodeId; 2]) {
         // Six addresses each: they do run out.
         pool: Pool { block, prefix: 29 },
         cert_expiry: 3600,
+        rotation: Default::default(),
     });
     let info = view.settings.as_ref().map(|s| s.info.clone());
     std::sync::Arc::make_mut(&mut view.snapshot).cluster = info;
@@ -44,6 +45,7 @@ fn cluster() -> (View, [NodeId; 2]) {
             version: "0".to_owned(),
             routes: vec![],
             certificate: None,
+            ipsec: Ipsec::default(),
         };
         let ops = decide::admit(&view, &id, Role::Worker, &facts).unwrap().0;
         commit(&mut view, ops);
@@ -496,6 +498,7 @@ fn silence_alone_empties_nothing() {
         version: "0".to_owned(),
         routes: vec![],
         certificate: None,
+        ipsec: Ipsec::default(),
     };
     let other = NodeId::new();
     let ops = decide::admit(&view, &other, Role::Worker, &facts).unwrap().0;

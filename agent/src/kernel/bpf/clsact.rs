@@ -1,5 +1,5 @@
 //! Programs at hooks of kernels without TCX, which is before 6.6: filters of the classifier
-//! `bpf` in direct-action mode, at the ingress of a `clsact` qdisc. There is no link to be
+//! `bpf` in direct-action mode, at a `clsact` qdisc. There is no link to be
 //! pinned, so the filter alone holds its program. It is ours by its priority, its handle and
 //! its program's name. Filters of others are left alone, and so is a qdisc that was there
 //! before, or that others have come to use.
@@ -48,8 +48,13 @@ fn handle(hook: Hook) -> u32 {
         Hook::FromUplink => 3,
         Hook::FromHost => 4,
         Hook::FromLb => 5,
+        Hook::ToUplink => 6,
     };
     HANDLES | number
+}
+
+fn parent(hook: Hook) -> TcHandle {
+    if hook.is_egress() { EGRESS } else { INGRESS }
 }
 
 /// One of our filters.
@@ -86,8 +91,10 @@ pub(super) async fn look(netlink: &Handle) -> Result<Found> {
     let mut found = Found::default();
     for qdisc in qdiscs.iter().filter(|qdisc| qdisc.header.parent == TcHandle::CLSACT) {
         let index = qdisc.header.index;
-        let filters = list(netlink, index, INGRESS).await?;
-        found.filters.extend(filters.iter().filter_map(parse));
+        for side in [INGRESS, EGRESS] {
+            let filters = list(netlink, index, side).await?;
+            found.filters.extend(filters.iter().filter_map(parse));
+        }
         found.qdiscs.extend(u32::try_from(index));
     }
     Ok(found)
@@ -179,10 +186,11 @@ pub(super) async fn put(at: &At<'_>, ledger: &mut Ledger, pin: &Path) -> Result<
     let program =
         SchedClassifier::from_pin(pin).with_context(|| format!("opening {}", pin.display()))?;
     make_qdisc(at, ledger).await.context("making the clsact qdisc")?;
-    let there = list(netlink, index, INGRESS).await?;
+    let there = list(netlink, index, parent(hook)).await?;
+    let side = if hook.is_egress() { "egress" } else { "ingress" };
     ensure!(
         there.iter().all(|other| !is_at(other, hook) || parse(other).is_some()),
-        "a filter that is not ours has our place: remove it (`tc filter del dev {link} ingress \
+        "a filter that is not ours has our place: remove it (`tc filter del dev {link} {side} \
          prio {PRIORITY}`)"
     );
     let descriptor = program.fd()?.as_fd().as_raw_fd();
@@ -209,7 +217,7 @@ pub(super) async fn put(at: &At<'_>, ledger: &mut Ledger, pin: &Path) -> Result<
 pub(super) async fn delete(at: &At<'_>, ledger: &mut Ledger) -> Result<()> {
     let At { netlink, link, hook, .. } = *at;
     let index = at.index()?;
-    let there = list(netlink, index, INGRESS).await?;
+    let there = list(netlink, index, parent(hook)).await?;
     if there.iter().filter_map(parse).any(|filter| filter.hook == hook) {
         let message = RouteNetlinkMessage::DelTrafficFilter(filter(index, hook));
         removed(request(netlink, message, 0)).await.context("detaching the program (clsact)")?;
@@ -266,7 +274,7 @@ fn qdisc(index: i32) -> TcMessage {
 fn filter(index: i32, hook: Hook) -> TcMessage {
     let mut message = TcMessage::with_index(index);
     message.header.handle = handle(hook).into();
-    message.header.parent = INGRESS;
+    message.header.parent = parent(hook);
     message.header.info = u32::from(PRIORITY) << 16 | u32::from(u16::from_ne_bytes(PROTOCOLS));
     message
 }

@@ -50,7 +50,7 @@ pub(super) fn observe(
         let id = FdLink::from(link).info().with_context(context)?.program_id();
         let link = names.get(&index);
         let attached = match link {
-            Some(link) => attached(link, id)?,
+            Some(link) => attached(link, hook, id)?,
             None => false,
         };
         let Some(link) = link.filter(|_| attached) else {
@@ -76,9 +76,13 @@ pub(super) fn has_tcx() -> bool {
     SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
 }
 
-/// Whether the program with this id runs at the link's ingress.
-fn attached(link: &str, id: u32) -> Result<bool> {
-    match SchedClassifier::query_tcx(link, TcAttachType::Ingress) {
+fn side(hook: Hook) -> TcAttachType {
+    if hook.is_egress() { TcAttachType::Egress } else { TcAttachType::Ingress }
+}
+
+/// Whether the program with this id runs at the link's hook.
+fn attached(link: &str, hook: Hook, id: u32) -> Result<bool> {
+    match SchedClassifier::query_tcx(link, side(hook)) {
         Ok((_, programs)) => Ok(programs.iter().any(|program| program.id() == id)),
         // A workload that ended since the links were listed took its interface along.
         Err(error) if errno(&error) == Some(nix::libc::ENODEV) => Ok(false),
@@ -112,7 +116,7 @@ pub(super) fn put(pins: &Pins, link: &str, hook: Hook) -> Result<()> {
     let mut tries = 0..LINGERING;
     let attached = loop {
         let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-        match program.attach_with_options(link, TcAttachType::Ingress, options) {
+        match program.attach_with_options(link, side(hook), options) {
             // By a link whose pin somebody removed, which the kernel is about to end.
             Err(error) if errno(&error) == Some(nix::libc::EEXIST) && tries.next().is_some() => {
                 std::thread::sleep(LINGER);
@@ -162,7 +166,7 @@ mod tests {
 
     #[test]
     fn nothing_runs_on_an_interface_that_is_gone() {
-        assert!(!attached("na-none", 1).unwrap());
+        assert!(!attached("na-none", Hook::FromUplink, 1).unwrap());
     }
 
     #[test]

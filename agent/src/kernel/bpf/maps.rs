@@ -26,6 +26,7 @@ pub(super) struct Maps {
     peers: HashMap<MapData, [u8; 4], Peer>,
     endpoints: HashMap<MapData, EndpointKey, Endpoint>,
     ports: HashMap<MapData, u32, Port>,
+    encrypted: HashMap<MapData, u32, u32>,
     services: Services,
 }
 
@@ -35,7 +36,8 @@ pub(in crate::kernel) fn links_in<'a>(key: &'a MapKey, value: &'a Value) -> Vec<
         (_, Value::Config { uplink, vxlan, lb, .. }) => {
             [uplink, vxlan].into_iter().chain(lb).map(String::as_str).collect()
         }
-        (_, Value::Endpoint { link: Some(link), .. }) | (MapKey::Port(link), _) => vec![link],
+        (_, Value::Endpoint { link: Some(link), .. } | Value::Through(Some(link)))
+        | (MapKey::Port(link), _) => vec![link],
         _ => vec![],
     }
 }
@@ -54,6 +56,7 @@ impl Maps {
             peers: of(names::PEERS, open(names::PEERS)?.try_into())?,
             endpoints: of(names::ENDPOINTS, open(names::ENDPOINTS)?.try_into())?,
             ports: of(names::PORTS, open(names::PORTS)?.try_into())?,
+            encrypted: of(names::ENCRYPTED, open(names::ENCRYPTED)?.try_into())?,
             services: Services::open(open)?,
         }))
     }
@@ -68,8 +71,14 @@ impl Maps {
             let (vtep, port) = (config.vtep.into(), config.port());
             let neighbour_bits = config.neighbour_bits();
             let lb = (config.lb != 0).then(|| name(config.lb));
-            let value = Value::Config { uplink, vxlan, vtep, port, neighbour_bits, lb };
+            let encrypted = config.encrypted_port();
+            let value = Value::Config { uplink, vxlan, vtep, port, neighbour_bits, lb, encrypted };
             add(MapKey::Config, value);
+        }
+        for entry in self.encrypted.iter() {
+            let (vni, index) = entry?;
+            let link = (index != 0).then(|| name(index));
+            add(MapKey::Encrypted(Vni(vni)), Value::Through(link));
         }
         for entry in self.networks.iter() {
             let (vni, network) = entry?;
@@ -123,11 +132,20 @@ impl Maps {
             indexes.get(link).copied().with_context(|| format!("there is no link {link}"))
         };
         match (key, value) {
-            (MapKey::Config, Value::Config { uplink, vxlan, vtep, port, neighbour_bits, lb }) => {
+            (
+                MapKey::Config,
+                Value::Config { uplink, vxlan, vtep, port, neighbour_bits, lb, encrypted },
+            ) => {
                 let lb = lb.as_deref().map(index).transpose()?.unwrap_or(0);
-                let config = Config::new(index(uplink)?, index(vxlan)?, *vtep, *port);
-                let config = config.with_neighbours(*neighbour_bits).with_scheduler(lb);
+                let config = Config::new(index(uplink)?, index(vxlan)?, *vtep, *port)
+                    .with_neighbours(*neighbour_bits)
+                    .with_scheduler(lb)
+                    .with_encrypted(encrypted.unwrap_or(0));
                 self.config.set(0, config, 0)?;
+            }
+            (MapKey::Encrypted(vni), Value::Through(link)) => {
+                let device = link.as_deref().map(index).transpose()?.unwrap_or(0);
+                self.encrypted.insert(vni.0, device, 0)?;
             }
             (MapKey::Network(vni), Value::Network { gateway, mtu }) => {
                 let network = Network { gateway: gateway.octets(), mtu: (*mtu).into() };
@@ -189,6 +207,7 @@ impl Maps {
         match key {
             // The one entry of an array cannot be removed.
             MapKey::Config => gone(self.config.set(0, Config::default(), 0)),
+            MapKey::Encrypted(vni) => gone(self.encrypted.remove(&vni.0)),
             MapKey::Network(vni) => gone(self.networks.remove(&vni.0)),
             MapKey::Subnet(subnet) => gone(self.subnets.remove(&prefix(*subnet))),
             MapKey::Peer(vtep) => gone(self.peers.remove(&vtep.octets())),

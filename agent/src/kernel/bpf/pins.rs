@@ -71,6 +71,7 @@ pub(super) fn program_name(hook: Hook) -> &'static str {
         Hook::FromUplink => programs::FROM_UPLINK,
         Hook::FromHost => programs::FROM_HOST,
         Hook::FromLb => programs::FROM_LB,
+        Hook::ToUplink => programs::TO_UPLINK,
     }
 }
 

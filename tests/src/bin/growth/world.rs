@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use netagent::kernel::object_digest;
 use netagent::model::{
-    Attachment, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, Hold, Mac,
-    Network, NetworkId, Node, NodeId, NodeStatus, Prefer, Role, Scheduler, Service, ServiceId,
+    Attachment, ClusterInfo, Datapath, Endpoint, EndpointId, EndpointMode, Health, Hold, Ipsec,
+    Mac, Network, NetworkId, Node, NodeId, NodeStatus, Prefer, Role, Scheduler, Service, ServiceId,
     ServiceNetwork, Snapshot, Task, Vni, Workload, WorkloadId,
 };
 use netagent::plan::{Key, MapKey, Me, State, desired};
@@ -84,6 +84,7 @@ impl World {
             addresses: [here.address].into(),
             datapath: Datapath::Ebpf,
             ipvs: false,
+            ipsec: Ipsec::default(),
             object: object_digest(),
         };
         let workload = Workload {
@@ -126,6 +127,7 @@ impl World {
             networks: [network].map(|n| (n.id.clone(), n)).into(),
             services: services.into_iter().map(|s| (s.id.clone(), s)).collect(),
             endpoints: endpoints.into_iter().map(|e| (e.id.clone(), e)).collect(),
+            keyring: None,
             unreachable: [].into(),
         };
         let snapshot = Arc::new(snapshot);
@@ -189,6 +191,8 @@ fn node(letter: char, last: u8) -> Node {
         status: NodeStatus::Ready,
         routes: vec![],
         certificate: None,
+        ipsec: Ipsec::default(),
+        epoch: 0,
     }
 }
 
@@ -203,6 +207,7 @@ fn network() -> Network {
         ip_range: None,
         aux_addresses: [].into(),
         internal: true,
+        encrypted: false,
         mtu: None,
         labels: [].into(),
         created: String::new(),
