@@ -114,6 +114,7 @@ pub fn snapshot(data: &[u8]) {
             addresses: [node.address].into(),
             datapath,
             ipvs: true,
+            ipsec: node.ipsec.clone(),
             object: String::new(),
         };
         let state = plan::desired(&snapshot, &workloads, &me);
