@@ -56,7 +56,7 @@ fn get_along(one: &str, other: &str) -> bool {
 }
 
 /// Kinds of [`Change`].
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "node",
     "node_removed",
     "network",
@@ -66,6 +66,7 @@ const KINDS: [&str; 9] = [
     "endpoint",
     "endpoint_removed",
     "trust",
+    "keyring",
 ];
 
 /// The changes of kinds that are known.

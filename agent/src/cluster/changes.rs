@@ -90,6 +90,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::api::types::WatchEvent;
     use crate::model::{
         Endpoint, EndpointMode, Keyring, Mac, Name, NetworkId, Prefer, Scheduler, Service, Trust,
     };
@@ -147,8 +148,14 @@ mod tests {
     proptest! {
         #[test]
         fn changes_lead_from_one_to_the_other(old in snapshot(), new in snapshot()) {
-            let mut reached = old.clone();
-            apply(&mut reached, new.revision, between(&old, &new));
+            // As a worker is told.
+            let event = WatchEvent::Delta { revision: new.revision, changes: between(&old, &new) };
+            let line = serde_json::to_string(&event).unwrap();
+            let WatchEvent::Delta { revision, changes } = serde_json::from_str(&line).unwrap() else {
+                panic!("{line}")
+            };
+            let mut reached = old;
+            apply(&mut reached, revision, changes);
             prop_assert_eq!(&reached, &new);
             prop_assert_eq!(between(&new, &new), vec![]);
         }

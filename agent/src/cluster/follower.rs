@@ -193,7 +193,7 @@ impl Follower {
         match event {
             WatchEvent::Snapshot { snapshot } => {
                 self.snapshot.send_if_modified(|current| {
-                    let mut snapshot = Arc::from(snapshot);
+                    let mut snapshot = Arc::<Snapshot>::from(snapshot);
                     self.overlay(&mut snapshot);
                     let new = *current != snapshot;
                     if new {

@@ -58,10 +58,11 @@ pub(super) fn last(view: &View, removed: impl Fn(&Network) -> bool) -> Option<Op
     (gone && view.snapshot.keyring.is_some()).then(view::delete_keyring)
 }
 
-/// A new key in the keyring, if there is one.
+/// A new key in the keyring, if there is one. All others stay: who is sent to by a newer one may
+/// not know it yet. [`advance`] finds out.
 pub(super) fn renew(view: &View, rotation: Option<Rotation>) -> Option<Op> {
     let keyring = view.snapshot.keyring.as_ref()?;
-    renewed(keyring, floor(view, keyring), rotation.unwrap_or_default())
+    renewed(keyring, 0, rotation.unwrap_or_default())
 }
 
 /// What an administrator asks for; returns the new epoch.
@@ -98,10 +99,9 @@ pub(super) fn advance(view: &View, applied: impl Fn(&NodeId) -> u64) -> Decision
             ops.push(view::put_node(&Node { epoch: newest_epoch, ..node.clone() }));
         }
     }
-    let floor = floor(view, keyring);
-    let known = nodes()
-        .filter(|n| n.status == NodeStatus::Ready)
-        .all(|n| applied(&n.id) >= view.epochs.max(view.keyring));
+    let knows = |node: &Node| applied(&node.id) >= view.epochs.max(view.keyring);
+    let floor = floor(view, keyring, knows);
+    let known = nodes().filter(|n| n.status == NodeStatus::Ready).all(knows);
     if !ops.is_empty() || !known {
         return Ok((ops, ()));
     }
@@ -125,13 +125,16 @@ pub(super) fn is_received(snapshot: &Snapshot, epoch: u64) -> bool {
     snapshot.keyring.is_none() || able.all(|n| n.epoch >= epoch)
 }
 
-/// Epoch of the oldest key that a node is sent to by, and sends by as far as is known.
-fn floor(view: &View, keyring: &Keyring) -> u64 {
+/// Epoch of the oldest key that a node is sent to by, and sends by as far as is known: who is
+/// down and does not know the newest may send by any.
+fn floor(view: &View, keyring: &Keyring, knows: impl Fn(&Node) -> bool) -> u64 {
     let newest = newest(keyring);
     let able = view.snapshot.nodes.values().filter(|n| n.ipsec.missing.is_none());
+    let patient = newest.saturating_sub(PATIENCE);
     let of = |node: &Node| match node.status {
+        NodeStatus::Down if knows(node) => node.epoch.max(patient),
+        NodeStatus::Down => patient,
         NodeStatus::Ready => node.epoch,
-        NodeStatus::Down => node.epoch.max(newest.saturating_sub(PATIENCE)),
     };
     able.map(of).min().unwrap_or(newest).min(newest)
 }
@@ -313,6 +316,41 @@ mod tests {
         bench.everybody();
         while bench.step() {}
         assert_eq!(bench.keys(), [4], "and then it is like the others");
+    }
+
+    #[test]
+    fn a_renewal_amid_another_takes_no_key_away() {
+        let mut bench = Bench::new();
+        bench.rotate();
+        bench.everybody();
+        let applied = bench.applied.clone();
+        let (ops, ()) = advance(&bench.view, |id| applied[id]).unwrap();
+        bench.commit(ops);
+        // All receive by the second; nobody knows that yet of the others.
+        bench.rotate();
+        assert_eq!(bench.keys(), [1, 2, 3]);
+        bench.everybody();
+        while bench.step() {}
+        assert_eq!(bench.keys(), [3]);
+    }
+
+    #[test]
+    fn a_node_that_went_down_before_it_knew_sends_as_before() {
+        let mut bench = Bench::new();
+        bench.rotate();
+        bench.everybody();
+        let before = bench.applied.clone();
+        let (ops, ()) = advance(&bench.view, |id| before[id]).unwrap();
+        bench.commit(ops);
+        let down = bench.node(|node| node.status = NodeStatus::Down);
+        bench.everybody();
+        let applied = bench.applied.clone();
+        let (ops, ()) = advance(&bench.view, |id| applied[id]).unwrap();
+        assert_eq!((bench.applied[&down], ops), (before[&down], vec![]), "the first key stays");
+        bench.node(|node| node.status = NodeStatus::Ready);
+        bench.everybody();
+        while bench.step() {}
+        assert_eq!(bench.keys(), [2]);
     }
 
     #[test]

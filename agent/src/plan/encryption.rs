@@ -42,7 +42,7 @@ pub struct Association {
     pub port: u16,
     /// The key.
     pub key: AeadKey,
-    /// Packets after which the kernel asks for another; after twice as many it ends.
+    /// Packets after which the kernel asks for another.
     pub packets: u64,
     /// Of this node, see [`Ipsec`](crate::model::Ipsec). An observed one is of that which
     /// is.

@@ -41,11 +41,9 @@ pub(super) fn association(
         selector: selector(port, Some(from), Some(to)),
         id: Id { daddr: address(to), spi: index, proto: IPPROTO_ESP },
         saddr: address(from),
-        lifetime_cfg: LifetimeConfig {
-            soft_packet_limit: packets,
-            hard_packet_limit: packets.saturating_mul(2),
-            ..LifetimeConfig::default()
-        },
+        // No hard limit: without a manager nobody would make another key, and the counter of
+        // 64 bits does not begin anew.
+        lifetime_cfg: LifetimeConfig { soft_packet_limit: packets, ..LifetimeConfig::default() },
         reqid: IPSEC_REQID,
         family: IPV4,
         mode: XFRM_MODE_TRANSPORT,
