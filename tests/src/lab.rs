@@ -16,17 +16,28 @@ use serde_json::Value;
 use xtask::node::{Datapath, Node, Shell as _};
 use xtask::playground::{Playground, Topology};
 
-/// Longest that a test waits for something that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest that a test waits for something that must happen. Processors may be emulated, and
+/// others may use them.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `done` says yes.
 ///
 /// # Panics
 /// After [`PATIENCE`], with `what`.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+#[track_caller]
+pub fn eventually(what: &str, done: impl FnMut() -> bool) {
+    eventually_within(PATIENCE, what, done);
+}
+
+/// As [`eventually`], for what takes longer.
+///
+/// # Panics
+/// After so long, with `what`.
+#[track_caller]
+pub fn eventually_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "gave up waiting: {what}");
+        assert!(start.elapsed() < patience, "gave up waiting: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

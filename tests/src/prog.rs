@@ -67,6 +67,7 @@ pub struct Node {
     object: Object,
     trampoline: Trampoline,
     links: Links,
+    config: Config,
 }
 
 impl Node {
@@ -98,7 +99,9 @@ impl Node {
         let [uplink, vxlan] = veth("uplink", "vxlan");
         let [lb, _] = veth("lb", "lb0");
         let trampoline = Trampoline::new(&object.program_fd(programs::FROM_OVERLAY));
-        Self { object, trampoline, links: Links { uplink, vxlan, lb, ports: [a, b, e, g] } }
+        let config = Config::new(uplink, vxlan, world::HERE, VXLAN_PORT);
+        let links = Links { uplink, vxlan, lb, ports: [a, b, e, g] };
+        Self { object, trampoline, links, config }
     }
 
     /// Its maps.
@@ -127,9 +130,8 @@ impl Node {
     /// # Panics
     /// If a map takes no entry.
     pub fn schedule(&mut self, protocol: u8, port: u16) {
-        let Links { uplink, vxlan, lb, .. } = self.links;
-        let config = Config::new(uplink, vxlan, world::HERE, VXLAN_PORT);
-        self.object.set_config(config.with_scheduler(lb));
+        self.config = self.config.with_scheduler(self.links.lb);
+        self.object.set_config(self.config);
         self.object.set_virtual(world::VIP.ip, protocol, port);
     }
 
@@ -138,9 +140,8 @@ impl Node {
     /// # Panics
     /// If a map takes no entry.
     pub fn encrypt(&mut self, vni: u32, device: u32) {
-        let Links { uplink, vxlan, .. } = self.links;
-        let config = Config::new(uplink, vxlan, world::HERE, VXLAN_PORT);
-        self.object.set_config(config.with_encrypted(ENCRYPTED_PORT));
+        self.config = self.config.with_encrypted(ENCRYPTED_PORT);
+        self.object.set_config(self.config);
         self.object.set_encrypted(vni, device);
     }
 

@@ -12,5 +12,6 @@ mod cleartext;
 mod refusal;
 mod renewal;
 mod replay;
+mod services;
 mod wire;
 mod world;

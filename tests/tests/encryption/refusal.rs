@@ -48,7 +48,7 @@ fn a_node_that_cannot_encrypt_gets_no_endpoint() {
     node.stop_agent().expect("stop");
     node.datapath = Datapath::Kernel;
     node.start_agent().expect("start");
-    netagent_tests::lab::eventually("the manager knows", || {
+    crate::world::eventually("the manager knows", || {
         inspect(cluster.node(1), "node", "n3")["datapath"] == "kernel"
     });
     let said = refusal(node.netagent(&["run", "--network", NET, "--", "true"]));

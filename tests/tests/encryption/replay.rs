@@ -36,7 +36,7 @@ fn sequence_numbers_pass_over_32_bits() {
         set(to, to.address, index, ReplayEsn { seq: last, ..ReplayEsn::default() });
         set(from, to.address, index, ReplayEsn { oseq: last, ..ReplayEsn::default() });
     }
-    Ping::start(&a, &b, BEFORE * 3).lost_nothing();
+    Ping::times(&a, &b, BEFORE * 3).lost_nothing();
     for (node, text) in [(ends[0], "oseq-hi 0x1"), (ends[1], "seq-hi 0x1")] {
         let state = must(node.exec(&["ip", "xfrm", "state"]));
         assert!(state.contains(text), "{text} in\n{state}");

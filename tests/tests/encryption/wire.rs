@@ -26,7 +26,7 @@ fn only_esp_is_on_the_wire() {
     assert!(said.contains("mtu = 1416") || said.contains("mtu=1416"), "{said}");
     let server = b.command(&["iperf3", "--server"]).stdout(Stdio::null()).spawn().expect("iperf3");
     let mut server = scopeguard(server);
-    netagent_tests::lab::eventually("iperf3 listens", || b.run(&["ss", "-Hltn"]).contains(":5201"));
+    crate::world::eventually("iperf3 listens", || b.run(&["ss", "-Hltn"]).contains(":5201"));
     let server_ip = b.ip();
     for options in [&[][..], &["--reverse"], &["--udp", "-b", "20M"]] {
         let line = [&["iperf3", "-c", &server_ip, "-t", "3"][..], options].concat();
@@ -60,16 +60,16 @@ fn only_esp_is_on_the_wire() {
 /// With the network goes all that it needed.
 fn leaves_nothing(cluster: &xtask::playground::Playground, workloads: [Workload; 2]) {
     drop(workloads);
-    netagent_tests::lab::eventually("the network can be removed", || {
+    crate::world::eventually("the network can be removed", || {
         cluster.node(1).netagent(&["network", "rm", NET]).is_ok_and(|out| out.status.success())
     });
     for node in cluster.nodes() {
-        netagent_tests::lab::eventually("nothing of IPsec is left", || {
+        crate::world::eventually("nothing of IPsec is left", || {
             let [state, policy] =
                 ["state", "policy"].map(|what| must(node.exec(&["ip", "xfrm", what])));
             state.is_empty() && policy.lines().all(|line| !line.contains("dport 4790"))
         });
-        netagent_tests::lab::eventually("nor the device", || {
+        crate::world::eventually("nor the device", || {
             !must(node.exec(&["ip", "link"])).contains("na-ipsec")
         });
     }

@@ -1,9 +1,13 @@
 //! A cluster with an encrypted network, and a capture of all that crosses its wire.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
-use netagent_tests::lab::{Workload, eventually, inspect, must, three, verify};
+use netagent_tests::lab::{Workload, eventually_within, inspect, must, three, verify};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use xtask::node::{Datapath, Shell as _};
 use xtask::playground::Playground;
 
@@ -11,6 +15,16 @@ use xtask::playground::Playground;
 pub(crate) const NET: &str = "secret";
 /// Whatever would be readable: VXLAN on both ports, but for the probes of paths (VNI 0).
 const CLEAR: &str = "udp and (port 4789 or port 4790) and udp[12:4] & 0xffffff00 != 0";
+
+/// Longest that something may take which must happen: these tests run where processors are
+/// emulated.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Waits until `done` says yes.
+#[track_caller]
+pub(crate) fn eventually(what: &str, done: impl FnMut() -> bool) {
+    eventually_within(PATIENCE, what, done);
+}
 
 /// What the kernel of these nodes lacks, if it lacks anything.
 pub(crate) fn missing(cluster: &Playground) -> Option<String> {
@@ -38,7 +52,8 @@ pub(crate) fn workload(cluster: &Playground, node: usize) -> Workload {
 /// with all that the kernels say of why.
 #[track_caller]
 pub(crate) fn reaches(cluster: &Playground, from: &Workload, to: &Workload) {
-    for _ in 0..20 {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
         if from.pings(&to.ip(), 56) {
             return;
         }
@@ -87,7 +102,7 @@ impl<'a> Capture<'a> {
         let path = file.to_string_lossy().into_owned();
         // As root, and a packet at a time; the start of each is enough.
         let line = ["tcpdump", "-Z", "root", "-U", "-s", "96", "-i", "br0", "-w", &path];
-        let filter = ["udp or esp"];
+        let filter = ["udp or esp or tcp"];
         let mut command = cluster.wire().command(&[&line[..], &filter].concat());
         let child = command.stderr(Stdio::null()).spawn().expect("tcpdump");
         // The header of the file is written when it listens.
@@ -124,27 +139,54 @@ impl Drop for Capture<'_> {
     }
 }
 
-/// A ping for as long as something else goes on.
-pub(crate) struct Ping(Child);
+/// A ping every 20 ms, for as long as something else goes on.
+pub(crate) struct Ping {
+    child: Child,
+    /// What it prints.
+    said: tempfile::NamedTempFile,
+}
 
 impl Ping {
-    /// Every 20 ms, so many times.
-    pub(crate) fn start(from: &Workload, to: &Workload, count: u32) -> Self {
-        let (to, count) = (to.ip(), count.to_string());
-        let line = ["ping", "-n", "-q", "-i", "0.02", "-c", &count, &to];
-        let child = from.command(&line).stdout(Stdio::piped()).spawn().expect("ping");
-        Self(child)
+    /// Until it is ended.
+    pub(crate) fn start(from: &Workload, to: &Workload) -> Self {
+        Self::with(from, to, &[])
     }
 
-    /// Whether it goes on.
-    pub(crate) fn is_alive(&mut self) -> bool {
-        self.0.try_wait().expect("waiting").is_none()
+    /// So many times.
+    pub(crate) fn times(from: &Workload, to: &Workload, count: u32) -> Self {
+        Self::with(from, to, &["-c", &count.to_string()])
     }
 
-    /// Waits for its end; not one packet is lost.
+    fn with(from: &Workload, to: &Workload, options: &[&str]) -> Self {
+        let said = tempfile::NamedTempFile::new().expect("a file");
+        let to = to.ip();
+        let line = [&["ping", "-n", "-i", "0.02"][..], options, &[&to]].concat();
+        let out = said.reopen().expect("the file");
+        let child = from.command(&line).stdout(out).spawn().expect("ping");
+        Self { child, said }
+    }
+
+    /// Ends it, if it goes on for ever.
+    pub(crate) fn end(&self) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        kill(Pid::from_raw(pid), Signal::SIGINT).expect("a signal");
+    }
+
+    /// Waits for its end; every packet was answered, but for what was under way then.
     #[track_caller]
-    pub(crate) fn lost_nothing(self) {
-        let said = must(Ok(self.0.wait_with_output().expect("ping")));
-        assert!(said.contains(" 0% packet loss"), "{said}");
+    pub(crate) fn lost_nothing(mut self) {
+        self.child.wait().expect("ping");
+        let said = std::fs::read_to_string(self.said.path()).expect("what it printed");
+        let number = |line: &str, after: &str| -> Option<u32> {
+            line.split_once(after)?.1.split(' ').next()?.parse().ok()
+        };
+        let answered: BTreeSet<_> =
+            said.lines().filter_map(|line| number(line, "icmp_seq=")).collect();
+        let last = *answered.last().expect("an answer");
+        let lost: Vec<_> = (1..last).filter(|seq| !answered.contains(seq)).collect();
+        assert!(lost.is_empty(), "of {last} were lost: {lost:?}");
+        let end = said.lines().find(|line| line.contains(" packets transmitted"));
+        let sent: u32 = end.and_then(|line| line.split(' ').next()?.parse().ok()).expect("a count");
+        assert!(sent - last < 50, "nothing was answered from {last} to {sent}");
     }
 }

@@ -3,12 +3,12 @@
 
 use std::net::Ipv4Addr;
 
-use netagent_common::{Counter, Scheduler, Service, VXLAN_PORT};
+use netagent_common::{Counter, GATEWAY_MAC, Scheduler, Service, VXLAN_PORT};
 use netagent_tests::packet::{Packet, ethernet};
 use netagent_tests::prog::{Action, ENCRYPTED_PORT, Node};
 use netagent_tests::world::{A, B, BLUE, C, E, F, HERE, RED, STRANGER, THERE, VIP};
 
-use crate::{FLOW, ROUTER, UPLINK, inner};
+use crate::{FLOW, ROUTER, UPLINK, inner, mesh, of_every_protocol};
 
 /// A node whose vxlan device carries BLUE encrypted.
 fn node() -> Node {
@@ -51,6 +51,56 @@ fn so_does_what_is_for_a_service() {
     node.serve(service(), &[C]);
     let frame = ethernet(A.mac, VIP.mac).ipv4(A.ip, VIP.ip).tcp(1, 80).flags(2).build();
     let run = node.from_endpoint(A, &frame);
+    assert_eq!((run.action, run.counter()), (Action::Redirect, Counter::Encrypted), "{run}");
+}
+
+/// A published port of this node, whose service is on an encrypted network: both ways between
+/// the nodes are encrypted, and what IPVS has chosen is, too.
+#[test]
+fn so_does_what_came_in_by_a_published_port() {
+    let mut node = mesh::node(&[C]);
+    let device = node.links().vxlan;
+    node.encrypt(BLUE, device);
+    for call in of_every_protocol(&mesh::call(), 1000, 8080) {
+        let run = node.from_uplink(&call.build());
+        assert_eq!((run.action, run.counter()), (Action::Redirect, Counter::Encrypted), "{run}");
+    }
+    // As this node's own program.
+    let own = ethernet(mesh::NO_MAC, mesh::NO_MAC).ipv4(mesh::LOCALHOST, mesh::LOCALHOST);
+    let run = node.from_host(&own.tcp(1000, 8080).flags(2).build());
+    assert_eq!((run.action, run.counter()), (Action::Redirect, Counter::Encrypted), "{run}");
+    let frame = ethernet(C.mac, GATEWAY_MAC).ipv4(VIP.ip, mesh::CLIENT).udp(80, 1000).build();
+    assert_eq!(node.from_overlay(THERE, BLUE, &frame).counter(), Counter::LeftMesh);
+    node.encrypt(BLUE, 0);
+    for call in of_every_protocol(&mesh::call(), 1001, 8080) {
+        node.from_uplink(&call.build()).dropped(Counter::DropCleartextOut);
+    }
+}
+
+#[test]
+fn so_does_the_answer_of_a_backend_here() {
+    let mut node = node();
+    node.serve(service(), &[B]);
+    for (client, mac) in [(mesh::CLIENT, GATEWAY_MAC), (C.ip, C.mac)] {
+        let call = ethernet(mac, B.mac).ipv4(client, VIP.ip).udp(1000, 80).build();
+        assert_eq!(
+            node.from_overlay(THERE, BLUE, &call).counter(),
+            Counter::DeliveredFromVxlan,
+            "{client}"
+        );
+        let answer = ethernet(B.mac, mac).ipv4(B.ip, client).udp(80, 1000).build();
+        let run = node.from_endpoint(B, &answer);
+        assert_eq!((run.action, run.counter()), (Action::Redirect, Counter::Encrypted), "{run}");
+    }
+}
+
+#[test]
+fn so_does_what_ipvs_has_scheduled() {
+    let mut node = node();
+    node.serve(service(), &[C]);
+    node.schedule(6, 80);
+    let frame = ethernet([2; 6], C.mac).ipv4(A.ip, VIP.ip).tcp(1000, 80).flags(2).build();
+    let run = node.from_lb(&frame);
     assert_eq!((run.action, run.counter()), (Action::Redirect, Counter::Encrypted), "{run}");
 }
 
@@ -117,10 +167,7 @@ fn nothing_leaves_in_clear() {
 
 #[test]
 fn a_workload_cannot_send_for_that_port_itself() {
-    let frame = ethernet(A.mac, netagent_common::GATEWAY_MAC)
-        .ipv4(A.ip, THERE)
-        .udp(1, ENCRYPTED_PORT)
-        .build();
+    let frame = ethernet(A.mac, GATEWAY_MAC).ipv4(A.ip, THERE).udp(1, ENCRYPTED_PORT).build();
     node().from_endpoint(A, &frame).dropped(Counter::DropForgedTunnel);
     let run = Node::new().from_endpoint(A, &frame);
     assert_eq!(run.counter(), Counter::PassedToHost, "where nothing is encrypted it is free");
