@@ -51,7 +51,7 @@ fn only_esp_is_on_the_wire() {
     assert_eq!(state.matches("proto esp").count(), 4, "{state}");
     must(cluster.node(1).netagent(&["network", "create", "plain"]));
     let [c, d] = [1, 2].map(|n| Workload::start(cluster.node(n), &["--network", "plain"]));
-    assert!(c.pings(&d.ip(), 1450 - 28));
+    crate::world::eventually("the plain network is there", || c.pings(&d.ip(), 1450 - 28));
     assert!(!c.pings(&b.ip(), 56), "networks do not see each other");
     settled(&cluster);
     leaves_nothing(&cluster, [a, b]);
