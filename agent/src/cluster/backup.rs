@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
 use super::identity::{self, Identity, STORE};
 use super::view::{self, Settings};
-use super::{Cluster, Error, decide, disk};
-use crate::model::{Restored, Role};
+use super::{Cluster, Error, decide, disk, keys};
+use crate::model::{Keyring, Restored, Role};
 use crate::store::{self, Files, Op, Sqlite, Store};
 
 /// File of an archive that says what it is.
@@ -126,18 +127,26 @@ fn read(files: &Files) -> Result<(Identity, About)> {
     Ok((identity, about))
 }
 
-/// Writes into the store that it was restored.
+/// Writes into the store that it was restored, and keys of encrypted networks that nobody has
+/// used.
 async fn note(file: &Path, restored: &Restored) -> Result<()> {
     let store = Sqlite::open(file)?;
-    let range = store.range(view::CLUSTER).await?;
-    let value = range.kvs.iter().find(|kv| kv.key == view::CLUSTER).map(|kv| kv.value.as_slice());
-    let settings: Option<Settings> = view::decode(view::CLUSTER, value)?;
+    let settings: Option<Settings> = stored(&store, view::CLUSTER).await?;
     let mut settings = settings.context("it holds no cluster")?;
     settings.info.restored = Some(restored.clone());
-    let ops: Vec<Op> = vec![view::put(view::CLUSTER, &settings)];
+    let keyring: Option<Keyring> = stored(&store, view::KEYRING).await?;
+    let mut ops: Vec<Op> = vec![view::put(view::CLUSTER, &settings)];
+    ops.extend(keyring.as_ref().and_then(keys::restored));
     store.txn(vec![], ops).await?;
     store.close().await;
     Ok(())
+}
+
+/// The value of one key.
+async fn stored<T: DeserializeOwned>(store: &Sqlite, key: &str) -> Result<Option<T>> {
+    let range = store.range(key).await?;
+    let value = range.kvs.iter().find(|kv| kv.key == key).map(|kv| kv.value.as_slice());
+    Ok(view::decode(key, value)?)
 }
 
 /// An empty file that only its owner reads; removed when dropped, with what SQLite makes

@@ -58,6 +58,13 @@ pub(super) fn last(view: &View, removed: impl Fn(&Network) -> bool) -> Option<Op
     (gone && view.snapshot.keyring.is_some()).then(view::delete_keyring)
 }
 
+/// What replaces the keyring of a backup: all its keys may have been used since, and who began with
+/// one anew would use its nonces again.
+pub(super) fn restored(keyring: &Keyring) -> Option<Op> {
+    let packets = keyring.newest()?.packets;
+    renewed(keyring, u64::MAX, Rotation { packets, ..Rotation::default() })
+}
+
 /// A new key in the keyring, if there is one. All others stay: who is sent to by a newer one may
 /// not know it yet. [`advance`] finds out.
 pub(super) fn renew(view: &View, rotation: Option<Rotation>) -> Option<Op> {
@@ -377,6 +384,21 @@ mod tests {
         bench.everybody();
         while bench.step() {}
         assert_eq!(bench.keys(), [2]);
+    }
+
+    #[test]
+    fn no_key_of_a_backup_is_used_again() {
+        let mut bench = Bench::new();
+        let keyring = bench.view.snapshot.keyring.clone().unwrap();
+        bench.commit(restored(&keyring).into_iter().collect());
+        assert_eq!(bench.keys(), [2]);
+        assert_ne!(
+            bench.view.snapshot.keyring.as_ref().unwrap().keys[0].secret,
+            keyring.keys[0].secret
+        );
+        assert!(restored(&Keyring::default()).is_none());
+        bench.everybody();
+        assert!(bench.step(), "all are sent to again");
     }
 
     #[test]

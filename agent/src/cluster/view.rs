@@ -36,7 +36,7 @@ pub(super) const WRITER: &str = "writer";
 /// Key of the [`Settings`].
 pub(super) const CLUSTER: &str = "cluster";
 /// Key of the [`Keyring`](crate::model::Keyring).
-const KEYRING: &str = "keyring";
+pub(super) const KEYRING: &str = "keyring";
 /// Key of the CA.
 pub(super) const CA: &str = "secrets/ca";
 /// Key of the [`Trust`](crate::model::Trust).

@@ -1,16 +1,19 @@
 //! What the kernel cannot tell by itself: which named namespaces are ours, on which links of
-//! others we made a qdisc, which IPsec
-//! associations were made, and what a sysctl of such a link was before. Written before the change is
-//! made, so a crash leaves no trace unaccounted for.
+//! others we made a qdisc, which IPsec associations were ever made, and what a sysctl of such a
+//! link was before. Written before the change is made, so a crash leaves no trace unaccounted for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Sysctl;
+use crate::plan::{self, Sysctl};
+
+/// More epochs than a keyring ever spans.
+const RECENT: u8 = 32;
 
 /// Name of the file in the run directory.
 const FILE: &str = "kernel.json";
@@ -23,7 +26,7 @@ pub(super) struct Entries {
     /// Links in the host's namespace, not ours, whose clsact qdisc we made.
     #[serde(default)]
     pub(super) qdiscs: BTreeSet<String>,
-    /// IPsec associations we made, by receiver and index.
+    /// IPsec associations we made, whether they are still there or not, by receiver and index.
     #[serde(default)]
     pub(super) associations: BTreeSet<String>,
     /// Of these, see `Ipsec`.
@@ -35,6 +38,25 @@ pub(super) struct Entries {
 }
 
 impl Entries {
+    /// Notes that an association is made. Those of long ago are struck out: their keys are in no
+    /// keyring any more.
+    pub(super) fn make(&mut self, generation: u64, to: Ipv4Addr, index: u32) {
+        self.generation = Some(generation);
+        let now = plan::epoch_of(index);
+        self.associations.retain(|name| {
+            let index = name.rsplit("0x").next().and_then(|hex| u32::from_str_radix(hex, 16).ok());
+            index.map(plan::epoch_of).is_some_and(|then| {
+                now.wrapping_sub(then) < RECENT || then.wrapping_sub(now) < RECENT
+            })
+        });
+        self.associations.insert(association(to, index));
+    }
+
+    /// Whether an association was made.
+    pub(super) fn has_made(&self, to: Ipv4Addr, index: u32) -> bool {
+        self.associations.contains(&association(to, index))
+    }
+
     /// Notes what a switch was before it is changed for the first time.
     pub(super) fn found(&mut self, switch: Sysctl, link: &str, was: bool) {
         self.sysctls.entry(switch).or_default().entry(link.to_owned()).or_insert(was);
@@ -54,6 +76,10 @@ impl Entries {
             }
         }
     }
+}
+
+fn association(to: Ipv4Addr, index: u32) -> String {
+    format!("{to} {index:#010x}")
 }
 
 pub(super) struct Ledger {
@@ -127,6 +153,21 @@ mod tests {
         again.change(|e| e.restored(Sysctl::Forwarding, "eth0")).unwrap();
         again.change(|e| e.restored(Sysctl::AcceptLocal, "lo")).unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn associations_are_known_for_longer_than_any_keyring() {
+        let to = Ipv4Addr::new(192, 0, 2, 1);
+        let mut entries = Entries::default();
+        for epoch in 0..=300_u32 {
+            let index = 0xabcd_ef00 | (epoch & 0xff);
+            assert!(!entries.has_made(to, index), "the one of 256 epochs ago is forgotten");
+            entries.make(7, to, index);
+        }
+        assert!(entries.has_made(to, 0xabcd_ef00 | (290 & 0xff)));
+        assert_eq!(entries.associations.len(), usize::from(RECENT));
+        assert!(!entries.has_made(Ipv4Addr::LOCALHOST, 0xabcd_ef00 | (300 & 0xff)));
+        assert_eq!(entries.generation, Some(7));
     }
 
     #[test]

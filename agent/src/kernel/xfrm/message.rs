@@ -69,16 +69,22 @@ fn bits(key: &[u8]) -> u32 {
     u32::try_from(key.len() * 8).unwrap_or(u32::MAX)
 }
 
+/// Whether an association that the kernel has carries our mark.
+pub(super) fn is_ours(found: &state::ModifyMessage) -> bool {
+    let info = &found.user_sa_info;
+    info.reqid == IPSEC_REQID && info.id.proto == IPPROTO_ESP && info.family == IPV4
+}
+
 /// An association that the kernel has, if it carries our mark; and whether it has been used
 /// for as many packets as it may.
 pub(super) fn read_association(
     found: &state::ModifyMessage,
     generation: u64,
 ) -> Option<(Key, Value, bool)> {
-    let info = &found.user_sa_info;
-    if info.reqid != IPSEC_REQID || info.id.proto != IPPROTO_ESP || info.family != IPV4 {
+    if !is_ours(found) {
         return None;
     }
+    let info = &found.user_sa_info;
     let (from, to) = (ip(&info.saddr), ip(&info.id.daddr));
     let index = info.id.spi;
     let aead = found.nlas.iter().find_map(|nla| match nla {

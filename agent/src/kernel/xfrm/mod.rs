@@ -4,7 +4,8 @@
 //! An association that is gone, or altered, is not made again: its sequence numbers, and with
 //! them the nonces of AES-GCM, would begin from the start under the same key, and the
 //! receiver would take all that comes for replays. Instead this node begins a new generation,
-//! from which other keys follow on all nodes. What was made is in the ledger.
+//! from which other keys follow on all nodes. What was made is in the ledger, and stays there
+//! after it was removed: another node that goes and comes again must not bring it back.
 
 mod client;
 mod message;
@@ -95,8 +96,8 @@ impl Xfrm {
         if want.generation != self.generation() {
             bail!("its keys are of a former generation; those of the new one are on their way");
         }
-        let (name, generation) = (name(to, index), self.generation());
-        let made = ledger.entries().associations.contains(&name);
+        let generation = self.generation();
+        let made = ledger.entries().has_made(to, index);
         let client = self.client(host).await?;
         let id = XfrmMessage::GetSa(message::association_id(to, index));
         let found = match client.get(id).await? {
@@ -105,18 +106,13 @@ impl Xfrm {
         };
         let is_it = matches!(&found, Some((_, Value::Association(is), _)) if is == want);
         if made && !is_it {
-            let new = rand::random();
-            ledger.change(|entries| entries.generation = Some(new))?;
-            self.facts.send_modify(|facts| facts.generation = new);
+            self.begin_anew(ledger)?;
             bail!(
-                "somebody removed or altered it, and with it the count of what was sent: this \
-                 node begins anew with other keys"
+                "it was removed or altered, and with it the count of what was sent: this node \
+                 begins anew with other keys"
             );
         }
-        ledger.change(|entries| {
-            entries.generation = Some(generation);
-            entries.associations.insert(name)
-        })?;
+        ledger.change(|entries| entries.make(generation, to, index))?;
         if is_it {
             return Ok(());
         }
@@ -138,17 +134,27 @@ impl Xfrm {
         ledger: &mut Ledger,
         (to, index): (Ipv4Addr, u32),
     ) -> Result<()> {
-        match self.client(host).await {
-            Err(Error::Missing) => {}
-            other => delete(other?, to, index).await?,
+        let client = match self.client(host).await {
+            Err(Error::Missing) => return self.begin_anew(ledger),
+            client => client?,
+        };
+        delete(client, to, index).await?;
+        if ledger.entries().associations.is_empty() {
+            return Ok(());
         }
+        let left = associations(client).await.context("listing IPsec associations")?;
+        // With the last one there is nothing left that the past would have to be known for.
+        if left.iter().any(message::is_ours) { Ok(()) } else { self.begin_anew(ledger) }
+    }
+
+    /// Begins a generation: no key that was used can be made any more.
+    fn begin_anew(&mut self, ledger: &mut Ledger) -> Result<()> {
         ledger.change(|entries| {
-            entries.associations.remove(&name(to, index));
-            if entries.associations.is_empty() {
-                // Whoever comes next has another.
-                entries.generation = None;
-            }
-        })
+            entries.associations.clear();
+            entries.generation = None;
+        })?;
+        self.facts.send_modify(|facts| facts.generation = rand::random());
+        Ok(())
     }
 
     /// Makes a policy, or makes it be as `want` says.
@@ -182,11 +188,6 @@ impl Xfrm {
         }
         Ok(())
     }
-}
-
-/// In the ledger.
-fn name(to: Ipv4Addr, index: u32) -> String {
-    format!("{to} {index:#010x}")
 }
 
 async fn delete(client: &mut Client, to: Ipv4Addr, index: u32) -> Result<(), Error> {
