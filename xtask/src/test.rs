@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::build::{self, Profile};
 use crate::command::{CommandExt, cargo, checkout};
@@ -35,6 +36,10 @@ pub fn run(suites: &[String]) -> Result<bool> {
         let known: Vec<_> = known.iter().map(String::as_str).collect();
         bail!("no suite {unknown}; there are {}", known.join(", "));
     }
+    // Of what was started in the background it is ignored, and so it would be by what tests start
+    // and end by it.
+    // SAFETY: no handler of ours is replaced.
+    unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }.context("cannot set SIGINT")?;
     let is_wanted = |suite: &str| suites.is_empty() || suites.iter().any(|s| s == suite);
     if suites.iter().any(|suite| suite == FAULTS) {
         faults::run(&faults::Options::default())?;

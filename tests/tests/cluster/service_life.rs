@@ -262,9 +262,8 @@ struct Terminal(Child);
 
 impl Terminal {
     fn start(node: &Node, command: &str) -> Self {
-        // As in a terminal, even if the tests run in the background, where Ctrl-C is ignored;
-        // and not for ever.
-        let line = ["timeout", "60", "env", "--default-signal", "script", "-qefc", command];
+        // Not for ever, and by a shell that leaves Ctrl-C to the command, as not all do.
+        let line = ["timeout", "60", "env", "SHELL=/bin/bash", "script", "-qefc", command];
         let mut terminal = node.command(&[&line[..], &["/dev/null"]].concat());
         Self(terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script"))
     }
