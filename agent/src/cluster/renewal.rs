@@ -140,8 +140,12 @@ impl Member {
         let RenewalReply { certificate, ca } = match &self.part {
             Part::Manager(manager) => manager.renew(self.node(), &RenewalRequest { csr }).await?,
             Part::Worker(follower) => {
+                // One whose certificate has ended can follow nobody, and asks all the same: so it
+                // learns why.
+                let end = ca::validity(&self.credentials.borrow().certificate)?.end;
+                let left = end.duration_since(SystemTime::now()).unwrap_or_default();
                 // Fails only if the follower is gone, and then this task is too.
-                let _ = follower.live().wait_for(|live| *live).await;
+                let _ = tokio::time::timeout(left, follower.live().wait_for(|live| *live)).await;
                 let path = format!("/v1/nodes/{}/certificate", self.node());
                 follower.client().post(&path, &RenewalRequest { csr }).await?
             }
