@@ -311,7 +311,7 @@ pub(super) fn remove_node(view: &View, name_or_id: &str, force: bool) -> Decisio
     let mut ops: Vec<_> = own.map(|e| view::delete_endpoint(&e.id)).collect();
     ops.push(view::delete_node(&node.id));
     // It knows the present keys.
-    ops.extend(keys::renew(view, view.settings.as_ref().map(|s| s.rotation)));
+    ops.extend(keys::renew(view, keys::rotation(view)));
     Ok((ops, node.clone()))
 }
 

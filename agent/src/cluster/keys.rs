@@ -67,9 +67,8 @@ pub(super) fn restored(keyring: &Keyring) -> Option<Op> {
 
 /// A new key in the keyring, if there is one. All others stay: who is sent to by a newer one may
 /// not know it yet. [`advance`] finds out.
-pub(super) fn renew(view: &View, rotation: Option<Rotation>) -> Option<Op> {
-    let keyring = view.snapshot.keyring.as_ref()?;
-    renewed(keyring, 0, rotation.unwrap_or_default())
+pub(super) fn renew(view: &View, rotation: Rotation) -> Option<Op> {
+    renewed(view.snapshot.keyring.as_ref()?, 0, rotation)
 }
 
 /// What an administrator asks for; returns the new epoch.
@@ -80,7 +79,7 @@ pub(super) fn rotate(view: &View) -> Decision<u64> {
         ));
     };
     let epoch = newest(keyring) + 1;
-    Ok((renew(view, Some(rotation(view))).into_iter().collect(), epoch))
+    Ok((renew(view, rotation(view)).into_iter().collect(), epoch))
 }
 
 /// Other times for renewals, in `settings`; of packets with a new key, as each has its own limit.
@@ -91,7 +90,7 @@ pub(super) fn update(view: &View, settings: &mut Settings, request: &UpdateClust
         packets: request.key_packets.unwrap_or(was.packets),
     };
     settings.rotation = rotation;
-    (rotation.packets != was.packets).then(|| renew(view, Some(rotation))).flatten()
+    (rotation.packets != was.packets).then(|| renew(view, rotation)).flatten()
 }
 
 /// What time, wear and the nodes' progress bring; `applied` is the revision that a node's
@@ -146,7 +145,8 @@ fn floor(view: &View, keyring: &Keyring, knows: impl Fn(&Node) -> bool) -> u64 {
     able.map(of).min().unwrap_or(newest).min(newest)
 }
 
-fn rotation(view: &View) -> Rotation {
+/// When keys are renewed, as was chosen.
+pub(super) fn rotation(view: &View) -> Rotation {
     view.settings.as_ref().map(|s| s.rotation).unwrap_or_default()
 }
 

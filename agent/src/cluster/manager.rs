@@ -193,7 +193,7 @@ impl Manager {
 
     /// What is known of the keys of encrypted networks.
     pub(super) fn rotation(&self) -> keys::Rotation {
-        self.view().settings.as_ref().map(|s| s.rotation).unwrap_or_default()
+        keys::rotation(&self.view())
     }
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {

@@ -102,13 +102,14 @@ impl View {
             };
             let value = value.as_deref();
             match key.split_once('/') {
-                Some(("nodes", _)) => {
-                    let epochs = |nodes: &BTreeMap<NodeId, Node>| -> Vec<u64> {
-                        nodes.values().map(|node| node.epoch).collect()
+                Some(("nodes", id)) => {
+                    let epoch = |nodes: &BTreeMap<NodeId, Node>| {
+                        let id = id.parse::<NodeId>().ok()?;
+                        nodes.get(&id).map(|node| node.epoch)
                     };
-                    let before = epochs(&snapshot.nodes);
+                    let before = epoch(&snapshot.nodes);
                     set(&mut snapshot.nodes, &key, value)?;
-                    if epochs(&snapshot.nodes) != before {
+                    if epoch(&snapshot.nodes) != before {
                         self.epochs = batch.revision;
                     }
                 }
