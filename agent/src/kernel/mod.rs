@@ -21,6 +21,7 @@
 
 mod address;
 mod bpf;
+mod exchange;
 mod ipvs;
 mod ledger;
 mod link;

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use crate::plan::{IPVS_SETTINGS, Ipvs, Key, Ns, RealServer, Socket, State, Value, VirtualServer};
 
 use super::netns::Netns;
-use super::sysctl;
+use super::{exchange, sysctl};
 
 pub(super) use client::Client;
 pub use client::Error;
@@ -40,7 +40,7 @@ async fn with<R>(
         None => kept.insert(Client::open(netns).await?),
     };
     let result = work(client).await;
-    if !matches!(result, Ok(_) | Err(Error::Refused(_))) {
+    if !matches!(result, Ok(_) | Err(Error::Exchange(exchange::Error::Refused(_)))) {
         *kept = None;
     }
     result

@@ -9,8 +9,9 @@ use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use nix::errno::Errno;
 use proptest::prelude::*;
 
-use super::client::{Error, read};
+use super::client::Error;
 use super::message::{Dest, Message, command};
+use crate::kernel::exchange::read;
 use crate::plan::{RealServer, Socket, Timeouts, VirtualServer};
 
 /// 10.0.0.200:80/tcp, wrr, clients kept for 60 s.
@@ -135,9 +136,9 @@ fn sequence(datagram: &[u8]) -> u32 {
 /// As [`super::Client`] reads it; whether it was the end.
 fn decoded(hex: &str) -> Result<(Vec<Message>, bool), Error> {
     let datagram = bytes(hex);
-    let mut answer = Vec::new();
+    let mut answer = Vec::<GenlMessage<Message>>::new();
     let end = read(&datagram, sequence(&datagram), &mut answer)?;
-    Ok((answer, end))
+    Ok((answer.into_iter().map(|message| message.into_parts().1).collect(), end))
 }
 
 #[test]
@@ -186,7 +187,7 @@ fn a_refusal_is_an_error_and_ends_the_answer() {
 #[test]
 fn late_answers_to_former_requests_are_skipped() {
     let datagram = bytes(SERVICES);
-    let mut answer = Vec::<Message>::new();
+    let mut answer = Vec::<GenlMessage<Message>>::new();
     assert!(!read(&datagram, sequence(&datagram) + 1, &mut answer).unwrap());
     assert_eq!(answer, []);
 }
@@ -245,10 +246,10 @@ proptest! {
         datagram in prop_oneof![damaged(), prop::collection::vec(any::<u8>(), 0..200)],
     ) {
         let sequence = datagram.get(8..12).map_or(0, |b| u32::from_ne_bytes(b.try_into().unwrap()));
-        let mut messages = Vec::<Message>::new();
+        let mut messages = Vec::<GenlMessage<Message>>::new();
         drop(read(&datagram, sequence, &mut messages));
-        drop(read::<GenlCtrl>(&datagram, sequence, &mut Vec::new()));
-        for message in messages {
+        drop(read::<GenlMessage<GenlCtrl>>(&datagram, sequence, &mut Vec::new()));
+        for message in messages.into_iter().map(|message| message.into_parts().1) {
             drop((message.virtual_server(), message.real_server(), message.timeouts()));
         }
     }

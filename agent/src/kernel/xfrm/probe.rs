@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::plan::{AeadKey, Association};
 
+use super::super::exchange::Error::Refused;
 use super::client::{Client, Error, socket};
 use super::message;
 
@@ -43,7 +44,7 @@ pub(in crate::kernel) async fn missing() -> Result<Option<String>> {
     let request = XfrmMessage::AddSa(message::association(TO, 1 << 8, &probe));
     match client.change(request).await {
         Ok(()) => Ok(None),
-        Err(error @ Error::Refused(_)) => Ok(Some(words(&error))),
+        Err(error @ Error::Exchange(Refused(_))) => Ok(Some(words(&error))),
         Err(error) => Err(error.into()),
     }
 }
@@ -51,12 +52,12 @@ pub(in crate::kernel) async fn missing() -> Result<Option<String>> {
 /// Names what is missing, as an administrator looks for it.
 fn words(error: &Error) -> String {
     let what = match error {
-        Error::Missing | Error::Refused(Errno::ECONNREFUSED) => {
+        Error::Missing | Error::Exchange(Refused(Errno::ECONNREFUSED)) => {
             "no IPsec (CONFIG_XFRM_USER, module xfrm_user)"
         }
-        Error::Refused(Errno::EPROTONOSUPPORT) => "no ESP (CONFIG_INET_ESP, module esp4)",
+        Error::Exchange(Refused(Errno::EPROTONOSUPPORT)) => "no ESP (CONFIG_INET_ESP, module esp4)",
         // xfrm_aead_get_byname finds none, or crypto_alloc_aead does not.
-        Error::Refused(Errno::ENOSYS | Errno::ENOENT) => {
+        Error::Exchange(Refused(Errno::ENOSYS | Errno::ENOENT)) => {
             "no AES-GCM for ESP (CONFIG_INET_ESP, CONFIG_CRYPTO_GCM and CONFIG_CRYPTO_SEQIV; \
              modules esp4, gcm and seqiv)"
         }
@@ -73,9 +74,9 @@ mod tests {
     fn what_is_missing_is_named() {
         for (error, name) in [
             (Error::Missing, "CONFIG_XFRM_USER"),
-            (Error::Refused(Errno::EPROTONOSUPPORT), "CONFIG_INET_ESP"),
-            (Error::Refused(Errno::ENOSYS), "CONFIG_CRYPTO_GCM"),
-            (Error::Refused(Errno::EPERM), "not permitted"),
+            (Error::Exchange(Refused(Errno::EPROTONOSUPPORT)), "CONFIG_INET_ESP"),
+            (Error::Exchange(Refused(Errno::ENOSYS)), "CONFIG_CRYPTO_GCM"),
+            (Error::Exchange(Refused(Errno::EPERM)), "not permitted"),
         ] {
             let text = words(&error);
             assert!(text.contains(name), "{text}");
