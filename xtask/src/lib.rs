@@ -14,6 +14,7 @@ pub mod chaos;
 pub mod cluster;
 pub mod command;
 pub mod demo;
+pub mod disk;
 pub mod faults;
 pub mod install;
 pub mod lint;

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::build::{Profile, binary};
 use crate::command::CommandExt;
+use crate::disk::unmount_below;
 use crate::membership;
 use crate::node::{Datapath, Host, Node, Shell};
 use crate::process::Process;
@@ -213,6 +214,7 @@ impl Playground {
             note(ip(&["netns", "delete", &host.netns]));
         }
         note(remove_tree(&pins(&self.prefix)));
+        note(unmount_below(&record::directory(&self.prefix)));
         // What is left can be tried again only as long as it is written down.
         if self.all_hosts().all(|host| !host.netns_path().exists()) {
             note(remove_tree(&record::directory(&self.prefix)));

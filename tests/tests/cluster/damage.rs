@@ -1,10 +1,8 @@
 //! Files that are damaged and disks that are full: said clearly, made no worse, and what
 //! runs goes on.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use netagent_tests::lab::{Workload, eventually, list, must, refusal, three, verify};
+use xtask::disk::Disk;
 use xtask::node::{Datapath, Node};
 use xtask::playground::{Playground, Topology};
 
@@ -80,43 +78,12 @@ fn a_worker_with_a_damaged_copy_waits_for_its_manager() {
     }
 }
 
-/// A small file system; unmounted when dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(at: &Path) -> Self {
-        std::fs::create_dir_all(at).expect("a directory");
-        let path = at.display().to_string();
-        let options = ["-t", "tmpfs", "-o", "size=2m,mode=700", "netagent-test", &path];
-        must(Command::new("mount").args(options).output().map_err(Into::into));
-        Self(at.to_owned())
-    }
-
-    /// Writes a file until nothing more fits.
-    fn fill(&self) {
-        let file = format!("of={}", self.0.join("ballast").display());
-        let output = Command::new("dd").args(["if=/dev/zero", &file, "bs=1k"]).output();
-        assert!(!output.expect("dd").status.success(), "it is not full");
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.0.join("ballast")).expect("the ballast");
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // The agent still has its lock open.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn full_disks_are_said_and_recovered_from() {
     let topology = Topology::test("t", &[Datapath::Ebpf; 3]);
     let cluster = Playground::hosts(&topology).expect("hosts");
-    let disks: Vec<_> =
-        (1..=2).map(|n| Disk::mount(&cluster.node(n).directory.join("data"))).collect();
+    let disk = |n| Disk::mount(&cluster.node(n).directory.join("data"), 2).expect("a disk");
+    let disks = [1, 2].map(disk);
     for node in cluster.nodes() {
         node.start_agent().expect("an agent");
     }
@@ -127,7 +94,7 @@ fn full_disks_are_said_and_recovered_from() {
     let c = Workload::start(n3, &["--network", "net1", "--name", "c"]);
 
     // The manager's: nothing new, and it says why.
-    disks[0].fill();
+    disks[0].fill().expect("fill");
     let labels: Vec<_> = (0..60).map(|n| format!("{n}={}", "x".repeat(900))).collect();
     let labels = labels.iter().flat_map(|label| ["--label", label]);
     let create: Vec<_> = ["network", "create", "net2"].into_iter().chain(labels).collect();
@@ -141,23 +108,20 @@ fn full_disks_are_said_and_recovered_from() {
         let said = format!("{e:#}");
         assert!(!said.contains("damaged"), "{said}");
     }
-    disks[0].free();
+    disks[0].free().expect("free");
     n1.start_agent().expect("start");
     cluster.wait_until_ready().expect("ready");
     must(n1.netagent(&["network", "create", "net2"]));
 
     // A worker's: workloads cannot be recorded, all else goes on.
-    disks[1].fill();
+    disks[1].fill().expect("fill");
     must(n1.netagent(&["network", "create", "net3"]));
     eventually("it says so", || n2.log_end().contains("snapshot is not on disk"));
     let refused = refusal(n2.netagent(&["run", "--network", "net1", "--", "true"]));
     assert!(refused.contains("No space left on device"), "{refused}");
     assert!(b.pings("c", 56) && c.pings("b", 56));
-    disks[1].free();
+    disks[1].free().expect("free");
     cluster.wait_until_ready().expect("what was not written is written by itself");
     must(n2.netagent(&["run", "--network", "net3", "--", "true"]));
     eventually("nothing half-made is left", || list(n1, "endpoint").len() == 2);
-    // The file systems go before the directories that they are in.
-    cluster.node(1).stop_agent().expect("stop");
-    cluster.node(2).stop_agent().expect("stop");
 }
