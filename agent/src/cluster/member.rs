@@ -222,7 +222,8 @@ impl Member {
             }
             Err(e) => return Err(e),
         }
-        Ok(self.updates.done(id, &update).await?)
+        self.updates.done(id, &update).await;
+        Ok(())
     }
 }
 

@@ -24,7 +24,7 @@ use crate::model::{EndpointId, Snapshot};
 /// What has not been told yet, as one change for each endpoint.
 pub(super) type Untold = BTreeMap<EndpointId, UpdateEndpoint>;
 
-/// The queue. What its methods return has been written to disk.
+/// The queue, on disk.
 pub(super) struct Updates(Kept<Untold>);
 
 impl Updates {
@@ -33,21 +33,31 @@ impl Updates {
         Ok(Self(Kept::open(path, UPDATES, dir)?))
     }
 
-    /// Adds a change to what is to be told of `id`.
+    /// Adds a change to what is to be told of `id`. Health alone is told even if it cannot be
+    /// written: a full disk is no reason to send anybody to a backend that is ill, and an agent
+    /// that starts anew finds it out again.
     pub(super) async fn add(&self, id: &EndpointId, update: &UpdateEndpoint) -> Result<()> {
-        self.0.edit(|untold| merge(untold.entry(id.clone()).or_default(), update)).await
+        let add = |untold: &mut Untold| merge(untold.entry(id.clone()).or_default(), update);
+        match update {
+            UpdateEndpoint { health: Some(_), weight: None, draining: None } => {
+                self.0.note(add).await;
+                Ok(())
+            }
+            _ => self.0.edit(add).await,
+        }
     }
 
     /// The manager has taken `told`, and of `id` nothing more is to be told unless
-    /// something was added meanwhile.
-    pub(super) async fn done(&self, id: &EndpointId, told: &UpdateEndpoint) -> Result<()> {
+    /// something was added meanwhile. If that cannot be written, an agent that starts anew
+    /// tells it once more.
+    pub(super) async fn done(&self, id: &EndpointId, told: &UpdateEndpoint) {
         self.0
-            .edit(|untold| {
+            .note(|untold| {
                 if untold.get(id) == Some(told) {
                     untold.remove(id);
                 }
             })
-            .await
+            .await;
     }
 
     /// Tells of every change.

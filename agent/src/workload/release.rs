@@ -79,6 +79,7 @@ impl Workloads {
         join_all(gone.map(|workload| async move {
             if let Err(error) = self.release(&workload.id).await {
                 warn!(workload = %workload.name, "{error}; it is tried again");
+                self.tell_ended(workload).await;
             }
         }))
         .await;

@@ -186,6 +186,21 @@ impl Workloads {
         }
     }
 
+    /// Says of a workload that has ended, and cannot be released yet, that it takes no
+    /// connections.
+    pub(super) async fn tell_ended(&self, workload: &Workload) {
+        drop(lock(&self.0.backends).remove(&workload.id));
+        let due: Vec<EndpointId> = {
+            let snapshot = self.0.cluster.snapshot();
+            let due = tasks(workload, &snapshot).filter(|(_, t)| t.health != Health::Unhealthy);
+            due.map(|(endpoint, _)| endpoint.id.clone()).collect()
+        };
+        let ill = UpdateEndpoint { health: Some(Health::Unhealthy), ..UpdateEndpoint::default() };
+        if let Err(error) = self.tell(&due, ill).await {
+            warn!(workload = %workload.name, "telling that it has ended: {error}");
+        }
+    }
+
     async fn tell(&self, endpoints: &[EndpointId], update: UpdateEndpoint) -> Result<(), Error> {
         let tell = async |id| self.0.cluster.update_endpoint(id, update.clone()).await.map(drop);
         join_all(endpoints.iter().map(tell)).await.into_iter().collect()

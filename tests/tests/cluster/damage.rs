@@ -1,7 +1,7 @@
 //! Files that are damaged and disks that are full: said clearly, made no worse, and what
 //! runs goes on.
 
-use netagent_tests::lab::{Workload, eventually, list, must, refusal, three, verify};
+use netagent_tests::lab::{Workload, eventually, inspect, list, must, refusal, three, verify};
 use xtask::disk::Disk;
 use xtask::node::{Datapath, Node};
 use xtask::playground::{Playground, Topology};
@@ -114,12 +114,18 @@ fn full_disks_are_said_and_recovered_from() {
     must(n1.netagent(&["network", "create", "net2"]));
 
     // A worker's: workloads cannot be recorded, all else goes on.
+    must(n1.netagent(&["service", "create", "--name", "web", "--network", "net1"]));
+    let ends = Workload::start(n2, &["--service", "web", "--name", "ends"]);
     disks[1].fill().expect("fill");
     must(n1.netagent(&["network", "create", "net3"]));
     eventually("it says so", || n2.log_end().contains("snapshot is not on disk"));
     let refused = refusal(n2.netagent(&["run", "--network", "net1", "--", "true"]));
     assert!(refused.contains("No space left on device"), "{refused}");
     assert!(b.pings("c", 56) && c.pings("b", 56));
+    ends.kill();
+    eventually("nobody is sent to a backend that has ended", || {
+        inspect(n1, "service", "web")["tasks"][0]["task"]["health"] == "unhealthy"
+    });
     disks[1].free().expect("free");
     cluster.wait_until_ready().expect("what was not written is written by itself");
     must(n2.netagent(&["run", "--network", "net3", "--", "true"]));
