@@ -68,7 +68,7 @@ impl Authority {
     /// If the system gives no randomness.
     pub fn new(cluster: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
-        let mut params = params(LIFETIME);
+        let mut params = params(SystemTime::now(), LIFETIME);
         // With a name of its own, so that a certificate of its predecessor is not taken for one
         // of its own that is damaged.
         let name = format!("netagent CA {}", hex::encode(rand::random::<[u8; 4]>()));
@@ -87,9 +87,20 @@ impl Authority {
     /// # Errors
     /// If the request is malformed or its signature is wrong.
     pub fn sign(&self, csr: &str, subject: &Subject, expiry: Duration) -> Result<String> {
+        self.sign_at(SystemTime::now(), csr, subject, expiry)
+    }
+
+    /// As [`Authority::sign`], by another clock.
+    pub(super) fn sign_at(
+        &self,
+        now: SystemTime,
+        csr: &str,
+        subject: &Subject,
+        expiry: Duration,
+    ) -> Result<String> {
         let request = CertificateSigningRequestParams::from_pem(csr)
             .context("the certificate signing request is malformed")?;
-        let mut params = params(expiry);
+        let mut params = params(now, expiry);
         params.distinguished_name.push(DnType::CommonName, subject.node.as_str());
         params.distinguished_name.push(DnType::OrganizationalUnitName, subject.role.to_string());
         params.distinguished_name.push(DnType::OrganizationName, subject.cluster.as_str());
@@ -123,12 +134,11 @@ impl Authority {
 /// If the system gives no randomness.
 pub fn request() -> Result<(String, String)> {
     let key = KeyPair::generate()?;
-    let csr = params(EXPIRY).serialize_request(&key)?.pem()?;
+    let csr = params(SystemTime::now(), EXPIRY).serialize_request(&key)?.pem()?;
     Ok((key.serialize_pem(), csr))
 }
 
-fn params(lifetime: Duration) -> CertificateParams {
-    let now = SystemTime::now();
+fn params(now: SystemTime, lifetime: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.not_before = (now - SKEW).into();
     params.not_after = (now + lifetime).into();
@@ -214,30 +224,40 @@ pub fn shown(certificate_pem: &str, cas_pem: &str) -> Result<Certificate> {
     Ok(Certificate { expires, ca: ca.unwrap_or_default() })
 }
 
-/// When a certificate is to be renewed, and when it ends.
+/// When a certificate begins, is to be renewed, and ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
+    /// A day before it was signed, by the clock of the manager who did.
+    pub begin: SystemTime,
     /// After two thirds of its life.
     pub renewal: SystemTime,
     /// It is worth nothing from here on.
     pub end: SystemTime,
 }
 
-/// When the certificate in PEM text is to be renewed, and when it ends.
+/// The times of the certificate in PEM text.
 ///
 /// # Errors
 /// If there is none, or with times that cannot be.
 pub fn validity(pem: &str) -> Result<Validity> {
-    let der = certificate(pem)?;
-    let (_, parsed) = X509Certificate::from_der(&der).context("not a certificate")?;
+    validity_of(&certificate(pem)?)
+}
+
+/// The times of a certificate.
+///
+/// # Errors
+/// If it is none, or with times that cannot be.
+pub fn validity_of(certificate: &CertificateDer<'_>) -> Result<Validity> {
+    let (_, parsed) = X509Certificate::from_der(certificate).context("not a certificate")?;
     let time = |time: x509_parser::time::ASN1Time| {
         let seconds = u64::try_from(time.timestamp()).context("a time before 1970")?;
         Ok::<_, anyhow::Error>(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
     };
-    let begin = time(parsed.validity().not_before)? + SKEW;
+    let begin = time(parsed.validity().not_before)?;
     let end = time(parsed.validity().not_after)?;
-    let life = end.duration_since(begin).unwrap_or(Duration::ZERO);
-    Ok(Validity { renewal: begin + life * 2 / 3, end })
+    let signed = begin + SKEW;
+    let life = end.duration_since(signed).unwrap_or(Duration::ZERO);
+    Ok(Validity { begin, renewal: signed + life * 2 / 3, end })
 }
 
 /// Whether the certificate is for this key, both PEM.
@@ -302,7 +322,7 @@ mod tests {
     fn a_request_chooses_nothing() {
         let authority = Authority::new("c1").unwrap();
         let key = KeyPair::generate().unwrap();
-        let mut greedy = params(LIFETIME);
+        let mut greedy = params(SystemTime::now(), LIFETIME);
         greedy.distinguished_name.push(DnType::OrganizationalUnitName, "manager");
         greedy.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let csr = greedy.serialize_request(&key).unwrap().pem().unwrap();

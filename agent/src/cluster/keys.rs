@@ -114,7 +114,7 @@ pub(super) fn advance(view: &View, applied: impl Fn(&NodeId) -> u64) -> Decision
     let [.., last] = &keyring.keys[..] else { return Ok((ops, ())) };
     let worn = nodes().any(|n| n.ipsec.worn == Some(plan::low(last.epoch)));
     let rotation = rotation(view);
-    if worn || now().saturating_sub(last.made) >= rotation.seconds {
+    if worn || is_old(last.made, now(), rotation.seconds) {
         ops.extend(renewed(keyring, floor, rotation));
     } else if keyring.keys.iter().any(|key| key.epoch < floor) {
         ops.push(view::put_keyring(&kept(keyring, floor)));
@@ -169,7 +169,13 @@ fn renewed(keyring: &Keyring, floor: u64, rotation: Rotation) -> Option<Op> {
     Some(view::put_keyring(&new))
 }
 
-/// In seconds since 1970. A clock that was put back makes a key older only later.
+/// Whether a key is to be renewed that was made then; times are in seconds since 1970. How old one
+/// is that was made in a time to come, nobody knows: the clock was ahead, or is behind.
+fn is_old(made: u64, now: u64, rotation: u64) -> bool {
+    now.checked_sub(made).is_none_or(|age| age >= rotation)
+}
+
+/// In seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -372,6 +378,12 @@ mod tests {
         bench.view.settings.as_mut().unwrap().rotation.seconds = 0;
         assert!(bench.step());
         assert_eq!(bench.keys(), [2, 3]);
+    }
+
+    #[test]
+    fn a_key_of_a_time_to_come_is_as_good_as_old() {
+        let old = [(100, 159), (100, 160), (100, 99), (u64::MAX, 0)];
+        assert_eq!(old.map(|(made, now)| is_old(made, now, 60)), [false, true, true, true]);
     }
 
     #[test]

@@ -25,6 +25,8 @@ struct Word {
     trust: Option<Trust>,
     /// Whether it is this node's turn, if the CA is being replaced.
     turn: bool,
+    /// Whether this node signs certificates itself, by its own clock.
+    signs: bool,
 }
 
 /// What comes next.
@@ -53,10 +55,12 @@ fn step(own: &Credentials, word: &Word, now: SystemTime) -> anyhow::Result<Step>
             due += validity.end.duration_since(due).unwrap_or_default() / 2;
         }
     }
+    // Signed while the clock was ahead: before its time, workers take it for no manager's.
+    let early = word.signs && now < validity.begin;
     Ok(match due.duration_since(now) {
         // Not less than this: it may be due within the same moment.
-        Ok(wait) => Step::Wait(wait.clamp(Duration::from_millis(100), LOOK)),
-        Err(_) => Step::Renew,
+        Ok(wait) if !early => Step::Wait(wait.clamp(Duration::from_millis(100), LOOK)),
+        _ => Step::Renew,
     })
 }
 
@@ -116,7 +120,11 @@ impl Member {
             return Word::default();
         }
         let snapshot = self.part.snapshots().borrow().clone();
-        Word { trust: snapshot.trust.clone(), turn: snapshot.may_renew(self.node()) }
+        Word {
+            trust: snapshot.trust.clone(),
+            turn: snapshot.may_renew(self.node()),
+            signs: matches!(self.part, Part::Manager(_)),
+        }
     }
 
     /// Returns when the cluster says something else.
@@ -205,7 +213,7 @@ mod tests {
             former: Some(old.certificate),
             forced: false,
         };
-        let word = |trust: &Trust, turn| Word { trust: Some(trust.clone()), turn };
+        let word = |trust: &Trust, turn| Word { trust: Some(trust.clone()), turn, signs: false };
         let next = |own: &Credentials, word: &Word| step(own, word, now).unwrap();
         let wait = Step::Wait(LOOK);
         assert_eq!(next(&own, &Word::default()), wait);
@@ -226,6 +234,17 @@ mod tests {
     }
 
     #[test]
+    fn a_manager_renews_its_certificate_of_a_time_to_come() {
+        let authority = Authority::new("c").unwrap();
+        let subject = Subject { node: NodeId::new(), role: Role::Manager, cluster: "c".to_owned() };
+        let own = authority.issue(&subject).unwrap();
+        let ago = |hours: u64| SystemTime::now() - Duration::from_secs(hours * 3600);
+        let next = |signs, now| step(&own, &Word { signs, ..Word::default() }, now).unwrap();
+        assert_eq!((next(true, ago(23)), next(true, ago(25))), (Step::Wait(LOOK), Step::Renew));
+        assert_eq!(next(false, ago(25)), Step::Wait(LOOK), "whose clock is behind cannot say");
+    }
+
+    #[test]
     fn who_has_to_wait_for_others_does_not_let_its_certificate_end() {
         let [old, new] = [(); 2].map(|()| Authority::new("c").unwrap());
         let subject = Subject { node: NodeId::new(), role: Role::Manager, cluster: "c".to_owned() };
@@ -237,7 +256,7 @@ mod tests {
             forced: false,
         };
         own.ca = trust.pem();
-        let (waits, alone) = (Word { trust: Some(trust), turn: false }, Word::default());
+        let (waits, alone) = (Word { trust: Some(trust), ..Word::default() }, Word::default());
         let after = |days: u64| SystemTime::now() + Duration::from_secs(days * 24 * 3600);
         for (word, day, expected) in [
             (&alone, 59, Step::Wait(LOOK)),

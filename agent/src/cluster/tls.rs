@@ -4,6 +4,7 @@
 //! digest, and sends nothing before the server has proved to belong to that CA.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context as _, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -11,9 +12,10 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 
 use super::ca::{self, Credentials};
@@ -32,7 +34,7 @@ pub fn server(own: &Credentials) -> Result<ServerConfig> {
     chain.extend(ca::certificates(&own.ca)?);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(Early(verifier)))
         .with_single_cert(chain, ca::private_key(&own.key)?)
         .context("this node's certificate and key do not work together")?;
     // A session that is resumed would go on with a certificate that has ended.
@@ -82,6 +84,55 @@ fn roots(pem: &str) -> Result<Arc<RootCertStore>> {
         roots.add(certificate)?;
     }
     Ok(Arc::new(roots))
+}
+
+/// Takes certificates that are not valid yet, too. They were signed while this manager's clock was
+/// ahead, and their owners could ask for no others if they were refused.
+#[derive(Debug)]
+struct Early(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Early {
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let malformed = |_| rustls::Error::from(CertificateError::BadEncoding);
+        let begin = ca::validity_of(leaf).map_err(malformed)?.begin;
+        let begin = begin.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.0.verify_client_cert(leaf, chain, now.max(UnixTime::since_unix_epoch(begin)))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Trusts the CA with one digest, and of it only managers.
@@ -136,6 +187,8 @@ impl ServerCertVerifier for Pin {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
     use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -191,6 +244,27 @@ mod tests {
         // A worker's certificate makes no server.
         let worker = server(&issue(&ours, Role::Worker)).unwrap();
         let (sent, read) = talk(worker, member(&issue(&ours, Role::Worker)).unwrap()).await;
+        assert!(sent.is_err() && read.is_empty());
+    }
+
+    /// Signed while the manager's clock was ahead: it may be used, and renewed, but a manager's
+    /// own may not.
+    #[tokio::test]
+    async fn a_node_of_a_time_to_come_is_let_in() {
+        let authority = Authority::new("c").unwrap();
+        let manager = issue(&authority, Role::Manager);
+        let early = |role| {
+            let subject = Subject { node: NodeId::new(), role, cluster: "c".to_owned() };
+            let (key, csr) = ca::request().unwrap();
+            let later = SystemTime::now() + ca::EXPIRY;
+            let certificate = authority.sign_at(later, &csr, &subject, ca::EXPIRY).unwrap();
+            Credentials { certificate, key, ca: authority.certificate.clone() }
+        };
+        let worker = member(&early(Role::Worker)).unwrap();
+        let (sent, read) = talk(server(&manager).unwrap(), worker).await;
+        assert_eq!((sent, read.as_slice()), (Ok(()), b"secret".as_slice()));
+        let worker = member(&issue(&authority, Role::Worker)).unwrap();
+        let (sent, read) = talk(server(&early(Role::Manager)).unwrap(), worker).await;
         assert!(sent.is_err() && read.is_empty());
     }
 
