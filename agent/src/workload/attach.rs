@@ -54,6 +54,7 @@ impl Workloads {
         let name = request.name.clone().unwrap_or_else(|| default_name(&new));
         // A program that is started again may be faster than the news of its end.
         self.release_gone(|w| w.name == name).await;
+        self.released(&name).await;
         let made = Making { id: new, name, inode: place.netns.inode };
         let mut reservation = self.reserve(made)?;
         let endpoints = self.endpoints(&mut reservation, &request).await?;

@@ -57,6 +57,8 @@ struct Inner {
     backends: Mutex<BTreeMap<WorkloadId, Backend>>,
     /// Workloads that are just getting endpoints.
     making: Mutex<Vec<Making>>,
+    /// Names of workloads that are being released.
+    releasing: watch::Sender<Vec<Name>>,
     /// Held while endpoints that belong to no workload are looked for or taken.
     strays: tokio::sync::Mutex<()>,
     /// A process ended.
@@ -94,6 +96,7 @@ impl Workloads {
             servers: Mutex::default(),
             backends: Mutex::default(),
             making: Mutex::default(),
+            releasing: watch::Sender::default(),
             strays: tokio::sync::Mutex::default(),
             ended: Notify::new(),
         }));

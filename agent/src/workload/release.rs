@@ -5,17 +5,49 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::join_all;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use super::{Making, Workloads, hold, lock};
 use crate::cluster::Error;
-use crate::model::{Endpoint, EndpointId, NodeId, Snapshot, Workload, WorkloadId};
+use crate::model::{Endpoint, EndpointId, Name, NodeId, Snapshot, Workload, WorkloadId};
 
 /// How often holds are looked at; the end of a process is noticed at once.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// Keeps others from using what a workload had until it is released; it ends when dropped.
+struct Releasing<'a> {
+    names: &'a watch::Sender<Vec<Name>>,
+    name: Name,
+}
+
+impl<'a> Releasing<'a> {
+    fn begin(names: &'a watch::Sender<Vec<Name>>, name: &Name) -> Self {
+        names.send_modify(|names| names.push(name.clone()));
+        Self { names, name: name.clone() }
+    }
+}
+
+impl Drop for Releasing<'_> {
+    fn drop(&mut self) {
+        self.names.send_modify(|names| {
+            if let Some(at) = names.iter().position(|name| *name == self.name) {
+                names.swap_remove(at);
+            }
+        });
+    }
+}
+
 impl Workloads {
+    /// Waits until no workload of this name is being released: one that takes back its identifier
+    /// and its endpoints before would lose them, and its files, to the end of that.
+    pub(super) async fn released(&self, name: &Name) {
+        let mut releasing = self.0.releasing.subscribe();
+        // The sender lives as long as self.
+        let _ = releasing.wait_for(|names| !names.contains(name)).await;
+    }
+
     /// Releases a workload, whether or not something still runs in it.
     ///
     /// # Errors
@@ -32,6 +64,10 @@ impl Workloads {
     /// being released already is left to whoever does that. A crash on the way leaves
     /// strays, which are collected later.
     pub(super) async fn release(&self, id: &WorkloadId) -> Result<(), Error> {
+        let Some(name) = self.list().iter().find(|w| w.id == *id).map(|w| w.name.clone()) else {
+            return Ok(());
+        };
+        let _releasing = Releasing::begin(&self.0.releasing, &name);
         let take = |list: &mut Vec<Workload>| {
             Ok(list.iter().position(|w| w.id == *id).map(|at| list.remove(at)))
         };
