@@ -54,7 +54,7 @@ enum Command {
     /// Runs the tests and counts them; the last line is `N passed, N failed, N skipped`
     Test {
         /// Suites: unit, a target of the `tests` crate, or vm; all of these if none is named.
-        /// Besides, faults: what users notice of each, measured in 40 minutes
+        /// Besides, faults: what users notice of each, measured in 35 minutes
         suites: Vec<String>,
     },
     /// Runs tests on Debian's kernels, in machines of QEMU
@@ -85,7 +85,7 @@ enum Command {
         #[command(subcommand)]
         work: bench::worker::Work,
     },
-    /// Breaks a cluster in every way and measures what users notice; `test faults` is all of it
+    /// Breaks a cluster in every way and measures what users notice; `test faults` is the whole table
     Faults(faults::Options),
     /// Kills, freezes and cuts at random while workloads come and go; all must come right
     Chaos(chaos::Options),

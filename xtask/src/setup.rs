@@ -30,6 +30,9 @@ pub enum Need {
 /// who needs it.
 type Program = (&'static str, &'static str, &'static str);
 
+/// Gives a program another clock.
+pub(crate) const LIBFAKETIME: &str = "/usr/lib/*/faketime/libfaketimeMT.so.1";
+
 /// For hosts in namespaces. Not the C compiler: without one, this would not have been linked.
 const PROGRAMS: &[Program] = &[
     ("ip", "iproute2", "makes the playground's hosts"),
@@ -45,6 +48,7 @@ const PROGRAMS: &[Program] = &[
     ("nc.openbsd", "netcat-openbsd", "small clients and servers"),
     ("ps", "procps", "shows processes"),
     ("python3", "python3", "a web server that tests use"),
+    (LIBFAKETIME, "libfaketime", "sets the clocks of agents"),
     ("psql", "postgresql-client", "the demo's client"),
     ("initdb", "postgresql", "the demo's server"),
     ("redis-check-rdb", "redis-tools", "a server that tests use"),
@@ -193,22 +197,28 @@ fn apt_get(verb: &str) -> Command {
 }
 
 fn is_installed(program: &str) -> bool {
-    if let Some((before, after)) = program.split_once('*') {
-        return is_there(before, after);
-    }
-    // Debian keeps the server's programs off PATH, one directory a version.
-    find(program).is_some() || postgres_program(program).is_some()
+    installed(program).is_some()
 }
 
-/// Whether there is a file whose path begins and ends so, with a part of one directory
-/// entry between.
-fn is_there(before: &str, after: &str) -> bool {
+/// Where a program is, or a file with a version for `*`.
+pub(crate) fn installed(program: &str) -> Option<PathBuf> {
+    if let Some((before, after)) = program.split_once('*') {
+        return between(before, after);
+    }
+    // Debian keeps the server's programs off PATH, one directory a version.
+    find(program).or_else(|| postgres_program(program))
+}
+
+/// A file whose path begins and ends so, with a part of one directory entry between.
+fn between(before: &str, after: &str) -> Option<PathBuf> {
     let (directory, prefix) = before.rsplit_once('/').unwrap_or((".", before));
     let names = std::fs::read_dir(directory).into_iter().flatten();
     let mut names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.any(|name| {
-        name.starts_with(prefix)
-            && (name.ends_with(after) || Path::new(&format!("{directory}/{name}{after}")).exists())
+    names.find_map(|name| {
+        let name = name.starts_with(prefix).then_some(name)?;
+        let paths = [format!("{directory}/{name}"), format!("{directory}/{name}{after}")];
+        let [file, below] = paths.map(PathBuf::from);
+        if name.ends_with(after) { Some(file) } else { Some(below).filter(|path| path.exists()) }
     })
 }
 

@@ -1,21 +1,23 @@
 //! Damage done by hand to what the agent has made in the kernel: how long until it is mended,
-//! and that the agent says so. Nothing calls meanwhile.
+//! and that the agent says so. Nothing calls meanwhile. Each node mends what is its own, so it is
+//! done to all nodes at once, and on each to one thing after the other.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::scene::{BRIDGED, CALLER, Scene};
+use crate::bench::machine;
 use crate::node::{Node, Shell};
 use crate::wait::eventually;
 
 /// Longer than any time between two looks.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The node that most damage is done to.
-const VICTIM: usize = 3;
 
 /// Something done by hand.
 pub(super) struct Damage {
@@ -31,7 +33,7 @@ pub(super) const DAMAGES: &[Damage] = &[
     Damage {
         id: "link",
         title: "a link deleted (`ip link delete na-vxlan`)",
-        node: VICTIM,
+        node: 2,
         make: |_, node| node.read(&["ip", "link", "delete", "na-vxlan"]).map(drop),
     },
     Damage {
@@ -43,7 +45,7 @@ pub(super) const DAMAGES: &[Damage] = &[
     Damage {
         id: "route",
         title: "a route deleted (`ip route flush proto 110`)",
-        node: VICTIM,
+        node: 3,
         make: |_, node| {
             let ours = node.read(&["ip", "route", "show", "proto", "110"])?;
             ensure!(!ours.is_empty(), "there is no route of ours");
@@ -53,19 +55,19 @@ pub(super) const DAMAGES: &[Damage] = &[
     Damage {
         id: "rules",
         title: "all rules flushed (`nft flush ruleset`)",
-        node: VICTIM,
+        node: 1,
         make: |_, node| node.read(&["nft", "flush", "ruleset"]).map(drop),
     },
     Damage {
         id: "sysctl",
         title: "a switch turned off (`route_localnet` of `lo`)",
-        node: VICTIM,
+        node: 1,
         make: |_, node| node.read(&["sysctl", "-w", "net.ipv4.conf.lo.route_localnet=0"]).map(drop),
     },
     Damage {
         id: "program",
         title: "a program detached from the uplink (its pin removed)",
-        node: VICTIM,
+        node: 2,
         make: |_, node| {
             let links = version(node)?.join("links");
             let mut pins = fs::read_dir(&links)?.flatten().map(|pin| pin.path());
@@ -76,7 +78,7 @@ pub(super) const DAMAGES: &[Damage] = &[
     Damage {
         id: "entry",
         title: "a map entry deleted (`bpftool map delete`, of `ENDPOINTS`)",
-        node: VICTIM,
+        node: 3,
         make: |_, node| {
             let (map, key, _) = entry(node, "ENDPOINTS")?;
             bpftool(node, &["map", "delete", "pinned", &map, "key"], &[&key[..]].concat())
@@ -85,7 +87,7 @@ pub(super) const DAMAGES: &[Damage] = &[
     Damage {
         id: "altered",
         title: "a map entry altered (`bpftool map update`, of `NETWORKS`)",
-        node: VICTIM,
+        node: CALLER,
         make: |_, node| {
             let (map, key, value) = entry(node, "NETWORKS")?;
             let other = value.iter().map(|byte| if byte == "0x00" { "0x01" } else { "0x00" });
@@ -112,11 +114,45 @@ pub(super) const DAMAGES: &[Damage] = &[
     },
 ];
 
+/// How often one node is damaged when all of this is done.
+pub(super) fn longest(damages: &[&Damage]) -> usize {
+    let on = |node: usize| damages.iter().filter(|damage| damage.node == node).count();
+    damages.iter().map(|damage| on(damage.node)).max().unwrap_or(0)
+}
+
+/// Does all of it once; how long each took until it was mended, in the same order.
+///
+/// # Errors
+/// If something is not mended.
+pub(super) fn all(scene: &Scene, damages: &[&'static Damage]) -> Result<Vec<Duration>> {
+    let nodes: BTreeSet<usize> = damages.iter().map(|damage| damage.node).collect();
+    let on = |node: usize| {
+        let here = damages.iter().enumerate().filter(|(_, damage)| damage.node == node);
+        here.map(|(place, damage)| {
+            machine::go_on()?;
+            Ok((place, of(scene, damage).with_context(|| damage.title)?))
+        })
+        .collect::<Result<Vec<_>>>()
+    };
+    let on = &on;
+    let times = thread::scope(|scope| {
+        let threads: Vec<_> = nodes.into_iter().map(|node| scope.spawn(move || on(node))).collect();
+        let times = threads.into_iter().map(|thread| {
+            thread.join().unwrap_or_else(|_| bail!("a thread that did damage has panicked"))
+        });
+        times.collect::<Result<Vec<_>>>()
+    });
+    let mut times = times?.concat();
+    times.sort_unstable();
+    scene.wait_until_right()?;
+    Ok(times.into_iter().map(|(_, time)| time).collect())
+}
+
 /// Does it, and waits until it is mended and the agent has counted it; how long that took.
 ///
 /// # Errors
 /// If it is not mended.
-pub(super) fn of(scene: &Scene, damage: &Damage) -> Result<Duration> {
+fn of(scene: &Scene, damage: &Damage) -> Result<Duration> {
     let node = scene.node(damage.node);
     let verified = || -> Result<Value> {
         let output = node.netagent(&["verify", "--format", "json"])?;

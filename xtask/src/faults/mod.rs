@@ -11,6 +11,7 @@
 //! is in the `tests` crate. Fails if something does not come right by itself.
 
 mod build;
+mod clock;
 mod drift;
 mod kinds;
 mod load;
@@ -18,7 +19,7 @@ mod report;
 mod scene;
 mod trial;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -35,6 +36,10 @@ pub use load::serve;
 
 /// Rounds of a whole run: fewer tell nothing of the worst.
 const ROUNDS: usize = 10;
+/// What a round takes beside the fault itself, where nothing else runs.
+const ROUND: Duration = Duration::from_secs(8);
+/// What it takes to mend damage.
+const MENDING: Duration = Duration::from_secs(6);
 
 /// What is to be tried.
 #[derive(Args, Debug, Default)]
@@ -53,9 +58,11 @@ struct Run {
     command: String,
     load: f64,
     faults: Vec<(&'static Fault, Vec<Trial>)>,
-    /// How long it took until damage was mended.
-    mended: Vec<(&'static Damage, Vec<Duration>)>,
+    mended: Vec<Mended>,
 }
+
+/// Damage, and how long it took each time until it was mended.
+type Mended = (&'static Damage, Vec<Duration>);
 
 /// Tries the faults and reports. All that was made for it is removed, also after ^C.
 ///
@@ -71,33 +78,93 @@ pub fn run(options: &Options) -> Result<()> {
     crate::build::all(Profile::Debug)?;
     machine::catch_interrupts()?;
     let (machine, load) = (Machine::this()?, machine::load());
-    let rounds = options.rounds.map_or(Ok(ROUNDS), usize::try_from)?;
-    let is_wanted = |id| options.only.is_empty() || options.only.iter().any(|only| only == id);
+    let plan = Plan::of(options)?;
+    let progress = Progress { began: Instant::now(), about: plan.estimate() };
+    eprintln!("faults: this takes about {}", minutes(progress.about));
     let mut scene = Scene::new()?;
     let mut faults = Vec::new();
-    for fault in FAULTS.iter().filter(|fault| is_wanted(fault.id)) {
-        let mut trials = Vec::new();
-        for round in 0..fault.rounds.map_or(rounds, |most| most.min(rounds)) {
-            machine::go_on()?;
-            eprintln!("faults: {}, round {}", fault.title, round + 1);
-            trials.push(trial::of(&mut scene, fault).with_context(|| fault.title)?);
-        }
+    for fault in &plan.faults {
+        let trials = plan.tried(fault, &mut scene, &progress)?;
         report::show(fault, &trials);
-        faults.push((fault, trials));
+        faults.push((*fault, trials));
     }
-    let mut mended = Vec::new();
-    for damage in DAMAGES.iter().filter(|damage| is_wanted(damage.id)) {
-        let mut times = Vec::new();
-        for _ in 0..rounds {
-            machine::go_on()?;
-            times.push(drift::of(&scene, damage).with_context(|| damage.title)?);
-            scene.wait_until_right()?;
-        }
-        println!("{}: mended after {}", damage.title, report::median(&times));
-        mended.push((damage, times));
-    }
+    let mended = plan.mended(&mut scene, &progress)?;
     let run = Run { machine, command: options.line(), load, faults, mended };
     report::write(&run, options.is_whole())
+}
+
+/// What is to be done.
+struct Plan {
+    faults: Vec<&'static Fault>,
+    damages: Vec<&'static Damage>,
+    rounds: usize,
+}
+
+impl Plan {
+    fn of(options: &Options) -> Result<Self> {
+        let all = options.only.is_empty();
+        let is_named = |id| options.only.iter().any(|only| only == id);
+        Ok(Self {
+            faults: FAULTS.iter().filter(|f| is_named(f.id) || (all && f.listed)).collect(),
+            damages: DAMAGES.iter().filter(|damage| all || is_named(damage.id)).collect(),
+            rounds: options.rounds.map_or(Ok(ROUNDS), usize::try_from)?,
+        })
+    }
+
+    /// How long it takes, about.
+    fn estimate(&self) -> Duration {
+        let times = |time: Duration, count: usize| time * u32::try_from(count).unwrap_or(u32::MAX);
+        let of = |fault: &&Fault| times(fault.lasts + ROUND, fault.rounds(self.rounds));
+        let mending = times(MENDING, drift::longest(&self.damages) * self.rounds);
+        self.faults.iter().map(of).sum::<Duration>() + mending
+    }
+
+    fn tried(&self, fault: &Fault, scene: &mut Scene, progress: &Progress) -> Result<Vec<Trial>> {
+        (fault.before)(scene).with_context(|| format!("before {}", fault.title))?;
+        let mut trials = Vec::new();
+        let rounds = fault.rounds(self.rounds);
+        for round in 1..=rounds {
+            machine::go_on()?;
+            progress.round(fault.title, round, rounds);
+            trials.push(trial::of(scene, fault).with_context(|| fault.title)?);
+        }
+        (fault.after)(scene).with_context(|| format!("after {}", fault.title))?;
+        Ok(trials)
+    }
+
+    fn mended(&self, scene: &mut Scene, progress: &Progress) -> Result<Vec<Mended>> {
+        let mut mended: Vec<Mended> = self.damages.iter().map(|d| (*d, Vec::new())).collect();
+        if mended.is_empty() {
+            return Ok(mended);
+        }
+        scene.be_quiet()?;
+        for round in 1..=self.rounds {
+            progress.round("damage by hand", round, self.rounds);
+            let times = drift::all(scene, &self.damages)?;
+            mended.iter_mut().zip(times).for_each(|((_, all), time)| all.push(time));
+        }
+        for (damage, times) in &mended {
+            println!("{}: mended after {}", damage.title, report::median(times));
+        }
+        Ok(mended)
+    }
+}
+
+/// How far it is.
+struct Progress {
+    began: Instant,
+    about: Duration,
+}
+
+impl Progress {
+    fn round(&self, what: &str, round: usize, rounds: usize) {
+        let (gone, about) = (minutes(self.began.elapsed()), minutes(self.about));
+        eprintln!("faults: {gone} of about {about}: {what}, round {round} of {rounds}");
+    }
+}
+
+fn minutes(time: Duration) -> String {
+    format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
 }
 
 impl Options {

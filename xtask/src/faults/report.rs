@@ -86,7 +86,7 @@ fn page(run: &Run) -> String {
         );
     }
     text += "\n## Damage by hand\n\n\
-             Something of ours in the kernel is deleted or altered. `netagent verify` names it at once \
+             Something of ours in the kernel is deleted or altered, on several nodes at once. `netagent verify` names it at once \
              (its exit code is 1); the next look at the kernel mends it, counts it as drift and logs it. \
              The kernel tells of links, addresses, routes and rules, so the look comes at once, five \
              seconds after the last one at the earliest; of the others it tells nothing.\n\n\

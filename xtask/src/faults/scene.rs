@@ -7,9 +7,8 @@
 //!                  n4's published port is what the client calls      n5 kernel datapath
 //! ```
 
-use std::fs;
 use std::net::SocketAddrV4;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,6 +18,7 @@ use serde_json::Value;
 
 use super::load::{Kind, Load, PATIENCE};
 use crate::command::CommandExt;
+use crate::disk::Disk;
 use crate::node::{Datapath, Node, Shell};
 use crate::playground::{Playground, Topology};
 use crate::wait::eventually;
@@ -34,22 +34,29 @@ const CALM: Duration = Duration::from_millis(1500);
 const DATAPATHS: [Datapath; BRIDGED] =
     [Datapath::Ebpf, Datapath::Ebpf, Datapath::Ebpf, Datapath::Ebpf, Datapath::Kernel];
 
-/// The nodes with a backend, and its name.
-pub(super) const BACKENDS: [(usize, &str); 2] = [(2, "one"), (3, "two")];
 /// The node with the workload that calls, at which the client calls too.
 pub(super) const CALLER: usize = 4;
 /// The node with the kernel datapath and a workload that only is there.
 pub(super) const BRIDGED: usize = 5;
+/// That workload.
+pub(super) const GUEST: &str = "bridged";
+/// The workloads, and their nodes: the backends, the one that is only there, and last who calls.
+const WORKLOADS: [(usize, &str); 4] =
+    [(2, "one"), (3, "two"), (BRIDGED, GUEST), (CALLER, "caller")];
+/// What each node has for its agent's data, in MiB: for a store with its journal, and more.
+const DISK: u32 = 16;
 
 /// The cluster, its workloads, and who calls them. What it makes it takes down.
 pub(super) struct Scene {
     pub(super) load: Load,
     /// Who calls whom.
     ways: [(PathBuf, SocketAddrV4); 2],
-    /// The backends, and the workload that calls. They end with the playground.
+    /// The workloads. They end with the playground.
     children: Vec<(&'static str, Child)>,
     /// Workloads that nobody calls.
     crowd: Vec<Child>,
+    /// Where the agents keep what they know.
+    pub(super) disks: Vec<Disk>,
     pub(super) playground: Playground,
 }
 
@@ -59,22 +66,19 @@ impl Scene {
     /// # Errors
     /// If a step fails; what was made is gone again.
     pub(super) fn new() -> Result<Self> {
-        let playground = Playground::up(&Topology::test("faults", &DATAPATHS))?;
+        let playground = Playground::hosts(&Topology::test("faults", &DATAPATHS))?;
+        let disk = |node: &Node| Disk::mount(&node.directory.join("data"), DISK);
+        let disks = playground.nodes().iter().map(disk).collect::<Result<Vec<_>>>()?;
+        playground.nodes().iter().try_for_each(Node::start_agent)?;
+        playground.form_cluster()?;
         let n1 = playground.node(1);
         n1.read(&["netagent", "network", "create", "net1"])?;
         let (tcp, udp) = (format!("{PUBLISHED}:{PORT}"), format!("{PUBLISHED}:{PORT}/udp"));
         let create = ["netagent", "service", "create", "--name", "web", "--network", "net1"];
         n1.read(&[&create[..], &["-p", &tcp, "-p", &udp]].concat())?;
         let mut children = Vec::new();
-        for (node, name) in BACKENDS {
-            children.push((name, backend(playground.node(node), name)?));
-        }
-        for (node, name) in [(BRIDGED, "bridged"), (CALLER, "caller")] {
-            let run = ["netagent", "run", "--network", "net1", "--name", name, "--"];
-            let words = [&run[..], &["sleep", "infinity"]].concat();
-            let child = playground.node(node).spawn(&words)?;
-            eventually("a workload to be attached", SOON, || runs(child.id(), "sleep"))?;
-            children.push((name, child));
+        for (node, name) in WORKLOADS {
+            children.push((name, workload(playground.node(node), name)?));
         }
         let (_, caller) = children.last().context("the caller was just started")?;
         let netns = PathBuf::from(format!("/proc/{}/ns/net", caller.id()));
@@ -87,7 +91,7 @@ impl Scene {
             (playground.client().netns_path(), SocketAddrV4::new(node.address, PUBLISHED)),
         ];
         let load = Load::start(&ways)?;
-        let scene = Self { load, ways, children, crowd: Vec::new(), playground };
+        let scene = Self { load, ways, children, crowd: Vec::new(), disks, playground };
         scene.wait_until_right()?;
         Ok(scene)
     }
@@ -96,51 +100,63 @@ impl Scene {
         self.playground.node(number)
     }
 
-    /// Starts a backend that has ended, as what supervises it would.
+    /// Starts a workload that has ended, as what supervises it would.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub(super) fn start_backend(&mut self, name: &'static str) -> Result<()> {
-        let (node, _) = BACKENDS.into_iter().find(|(_, n)| *n == name).context("no backend")?;
-        let new = backend(self.playground.node(node), name)?;
-        let old = self.children.iter_mut().find(|(n, _)| *n == name).context("no backend")?;
-        let mut old = std::mem::replace(&mut old.1, new);
-        // It has ended: only its parent was missing.
-        old.wait().map(drop).context("waiting for a backend")
+    pub(super) fn start(&mut self, name: &'static str) -> Result<()> {
+        let new = workload(self.playground.node(node_of(name)?), name)?;
+        *self.child(name)? = new;
+        Ok(())
     }
 
-    /// Ends a backend without a word.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub(super) fn kill_backend(&mut self, name: &str) -> Result<()> {
-        let (_, child) = self.children.iter_mut().find(|(n, _)| *n == name).context("none")?;
-        child.kill()?;
-        child.wait().map(drop).context("waiting for a backend")
-    }
-
-    /// Waits until a node has noticed that a workload of it has ended.
+    /// The same without a manager: it must get this address again, and be reached there by
+    /// its name.
     ///
     /// # Errors
     /// If it does not.
-    pub(super) fn wait_until_gone(&self, number: usize, name: &str) -> Result<()> {
-        let node = self.node(number);
-        let socket = node.socket().display().to_string();
-        let url = "http://localhost/v1/workloads";
-        let ask = ["curl", "--silent", "--fail", "--unix-socket", &socket, url];
-        let gone = || {
-            let workloads: Value = serde_json::from_str(&node.read(&ask)?)?;
-            let mut workloads = workloads.as_array().context("no array")?.iter();
-            Ok((!workloads.any(|workload| workload["name"] == name)).then_some(()))
-        };
-        eventually("a workload to be released", SOON, gone)
+    pub(super) fn start_alone(&mut self, name: &'static str, address: &str) -> Result<()> {
+        let node = self.node(node_of(name)?).clone();
+        let gone = || Ok((!is_attached(&node, name)?).then_some(()));
+        eventually("a workload to be released", SOON, gone)?;
+        // Until what it had can be taken back it is refused, and tried again.
+        let started = || Ok(self.start(name).ok());
+        eventually("a workload to start without a manager", SOON, started)?;
+        let named = || Ok((self.resolve(name)? == address).then_some(()));
+        eventually("the name of a workload without a manager", SOON, named)?;
+        let ping = ["ping", "-n", "-q", "-c", "1", "-W", "1", address];
+        let answers = || Ok(self.inside(&ping).is_ok().then_some(()));
+        eventually("a workload to answer without a manager", SOON, answers)
+    }
+
+    /// Ends a workload without a word.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn kill(&mut self, name: &str) -> Result<()> {
+        let child = self.child(name)?;
+        child.kill()?;
+        child.wait().map(drop).context("waiting for a workload")
+    }
+
+    fn child(&mut self, name: &str) -> Result<&mut Child> {
+        let found = self.children.iter_mut().find(|(n, _)| *n == name);
+        found.map(|(_, child)| child).with_context(|| format!("there is no workload {name}"))
     }
 
     /// What a name is to the workload that calls.
     ///
     /// # Errors
-    /// If there is no such workload.
-    pub(super) fn resolve(&self, name: &str) -> Result<String> {
+    /// If it is nothing.
+    pub(super) fn address(&self, name: &str) -> Result<String> {
+        let address = self.resolve(name)?;
+        if address.is_empty() {
+            bail!("{name} has no address");
+        }
+        Ok(address)
+    }
+
+    fn resolve(&self, name: &str) -> Result<String> {
         let (_, caller) = self.children.last().context("nobody calls")?;
         let mut dig = Command::new("nsenter");
         dig.args(["--target", &caller.id().to_string(), "--net", "--mount", "--"]);
@@ -244,6 +260,15 @@ impl Scene {
         Ok(String::new())
     }
 
+    /// Calls no more.
+    ///
+    /// # Errors
+    /// As [`Load::start`].
+    pub(super) fn be_quiet(&mut self) -> Result<()> {
+        self.load = Load::start(&[])?;
+        Ok(())
+    }
+
     /// Begins to call anew, so that every backend has flows and connections, and waits until
     /// nothing has failed for a while.
     ///
@@ -267,6 +292,23 @@ impl Scene {
     }
 }
 
+fn node_of(name: &str) -> Result<usize> {
+    let found = WORKLOADS.into_iter().find(|(_, n)| *n == name);
+    found.map(|(node, _)| node).with_context(|| format!("there is no workload {name}"))
+}
+
+/// A new process of a workload.
+fn workload(node: &Node, name: &str) -> Result<Child> {
+    let run = ["netagent", "run", "--network", "net1", "--name", name, "--", "sleep", "infinity"];
+    let serves = !["caller", GUEST].contains(&name);
+    let mut child = if serves { backend(node, name) } else { node.spawn(&run) }?;
+    eventually("a workload to be attached", SOON, || match child.try_wait()? {
+        Some(status) => bail!("the workload {name} has ended: {status}"),
+        None => Ok(is_attached(node, name)?.then_some(())),
+    })?;
+    Ok(child)
+}
+
 fn backend(node: &Node, name: &str) -> Result<Child> {
     let program = std::env::current_exe().context("where is this program?")?;
     let (program, port) = (program.to_string_lossy().into_owned(), PORT.to_string());
@@ -277,7 +319,11 @@ fn backend(node: &Node, name: &str) -> Result<Child> {
     command.spawn().with_context(|| format!("cannot start the backend {name}"))
 }
 
-fn runs(pid: u32, program: &str) -> Result<Option<()>> {
-    let comm = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("comm"))?;
-    Ok((comm.trim() == program).then_some(()))
+/// Whether a node has a workload of that name.
+fn is_attached(node: &Node, name: &str) -> Result<bool> {
+    let socket = node.socket().display().to_string();
+    let url = "http://localhost/v1/workloads";
+    let ask = ["curl", "--silent", "--fail", "--unix-socket", &socket, url];
+    let workloads: Value = serde_json::from_str(&node.read(&ask)?)?;
+    Ok(workloads.as_array().context("no array")?.iter().any(|workload| workload["name"] == name))
 }

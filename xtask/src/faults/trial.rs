@@ -8,6 +8,10 @@ use anyhow::{Context, Result};
 use super::kinds::Fault;
 use super::load::{Event, Kind, PATIENCE};
 use super::scene::Scene;
+use crate::bench::machine;
+
+/// Time after which something is done while a fault lasts, again and again.
+const MEANWHILE: Duration = Duration::from_secs(30);
 
 /// What one trial came to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +52,11 @@ pub(super) fn of(scene: &mut Scene, fault: &Fault) -> Result<Trial> {
     let standing = scene.load.standing();
     let began = Instant::now();
     (fault.begin)(scene).context("how it begins")?;
+    while began.elapsed() + MEANWHILE < fault.lasts {
+        sleep(MEANWHILE);
+        machine::go_on()?;
+        (fault.meanwhile)(scene).context("while it lasts")?;
+    }
     sleep(fault.lasts.saturating_sub(began.elapsed()));
     let ended = Instant::now();
     (fault.end)(scene).context("how it ends")?;
