@@ -79,6 +79,9 @@ enum Command {
         #[command(subcommand)]
         verb: Option<Bench>,
     },
+    /// What `bench --kernel` runs in its machine
+    #[command(hide = true)]
+    BenchInside(bench::Options),
     /// One measurement, inside a namespace
     #[command(hide = true)]
     BenchWorker {
@@ -180,6 +183,7 @@ fn run(command: Command) -> Result<bool> {
         Command::VagrantTest { keep } => vagrant::test(keep)?,
         Command::Bench { verb: Some(Bench::Scale(options)), .. } => bench::scale::run(&options)?,
         Command::Bench { options, verb: None } => bench::run(&options)?,
+        Command::BenchInside(options) => bench::inside(&options)?,
         Command::BenchWorker { work } => bench::worker::run(&work)?,
         Command::Faults(options) => faults::run(&options)?,
         Command::Chaos(options) => chaos::run(&options)?,

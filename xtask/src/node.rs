@@ -109,6 +109,8 @@ pub struct Node {
     pub directory: PathBuf,
     /// Directory of its agent's pins.
     pub pins: PathBuf,
+    /// Further options of its agent.
+    pub options: &'static [&'static str],
 }
 
 impl Shell for Node {
@@ -255,6 +257,7 @@ impl Node {
         command.arg("--data-dir").arg(self.directory.join("data"));
         command.arg("--run-dir").arg(self.directory.join("run"));
         command.arg("--bpf-dir").arg(&self.pins);
+        command.args(self.options);
         command
     }
 

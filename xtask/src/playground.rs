@@ -244,6 +244,7 @@ impl Playground {
                 binary: binary.clone(),
                 directory: record::directory(prefix).join(&host.name),
                 pins: pins(prefix).join(&host.name),
+                options: &[],
                 host,
             }
         };

@@ -64,18 +64,30 @@ pub(crate) fn docker_like(lab: &Lab) -> Result<Vec<Variant>> {
     let hosts = lab.wired("like")?;
     let mut containers = Vec::new();
     for (index, host) in hosts.iter().enumerate() {
-        let rules = lab.directory().join("docker.nft");
-        std::fs::write(&rules, DOCKER_RULES)?;
-        host.read(&["nft", "-f", &rules.to_string_lossy()])?;
-        let overlay = lab.host(&format!("{}-overlay", host.name))?;
-        filter_bridge(&overlay, true)?;
-        lay_out(host, &overlay, 1 - index, &["proxy", "l2miss", "l3miss", "learning"])?;
+        let overlay = docker_overlay(lab, host, 1 - index)?;
         containers.push(container(lab, &overlay, &format!("{}-c", host.name), index)?);
     }
     let [client, server] =
         <[Host; 2]>::try_from(containers).ok().context("two hosts have two containers")?;
     let wire = hosts.into();
     Ok(vec![Variant { id: "docker-like", client, server, target: OVERLAY[1], wire }])
+}
+
+/// The namespace with the overlay's bridge that Docker has on a host.
+pub(super) fn docker_overlay(lab: &Lab, host: &Host, peer: usize) -> Result<Host> {
+    filter(lab, host, DOCKER_RULES)?;
+    let overlay = lab.host(&format!("{}-overlay", host.name))?;
+    filter_bridge(&overlay, true)?;
+    lay_out(host, &overlay, peer, &["proxy", "l2miss", "l3miss", "learning"])?;
+    Ok(overlay)
+}
+
+/// Has the packet filter of a host take these rules.
+pub(super) fn filter(lab: &Lab, host: &Host, rules: &str) -> Result<()> {
+    let file = lab.directory().join("rules.nft");
+    std::fs::write(&file, rules)?;
+    host.read(&["nft", "-f", &file.to_string_lossy()])?;
+    Ok(())
 }
 
 /// Whether the packet filter sees what the bridges of a namespace carry.
@@ -105,10 +117,15 @@ pub(super) fn lay_out(host: &Host, overlay: &Host, peer: usize, options: &[&str]
         host.read(&["ip", "link", "set", "vxlan0", "netns", &overlay.netns])?;
     }
     overlay.read(&["ip", "link", "set", "vxlan0", "master", "br0", "up"])?;
-    let (mac, vtep) = (mac(peer), UNDERLAY[peer].to_string());
+    point(overlay, peer, peer)
+}
+
+/// Has the vxlan device send what is for a container to a host.
+pub(super) fn point(overlay: &Host, container: usize, host: usize) -> Result<()> {
+    let (mac, vtep) = (mac(container), UNDERLAY[host].to_string());
     let entry = ["bridge", "fdb", "replace", &mac, "dev", "vxlan0", "self", "permanent"];
     overlay.read(&[&entry[..], &["dst", &vtep]].concat())?;
-    let address = OVERLAY[peer].to_string();
+    let address = OVERLAY[container].to_string();
     let neighbour = ["ip", "neigh", "replace", &address, "lladdr", &mac];
     overlay.read(&[&neighbour[..], &["dev", "vxlan0", "nud", "permanent"]].concat())?;
     Ok(())

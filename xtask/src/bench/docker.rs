@@ -1,20 +1,25 @@
-//! Docker's own overlay between two Docker daemons, each on a host of the lab. Each has
-//! a mount namespace, so that neither meets the other nor a Docker of the machine.
+//! Docker's own overlay and routing mesh, between two Docker daemons, each on a host of the lab.
+//! Each has a mount namespace, so that neither meets the other nor a Docker of the machine.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::Variant;
-use super::lab::{Lab, OVERLAY, UNDERLAY};
+use super::lab::{Lab, OVERLAY, PATIENCE, UNDERLAY};
+use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
+use super::mesh::three;
+use super::{Variant, ipvs};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};
 use crate::process::MARK;
 use crate::wait::eventually;
+
+/// Programs of Docker, and what those call.
+const CALLED: &str = "containerd containerd-shim-runc-v2 docker docker-init docker-proxy dockerd
+    ip6tables iptables ipvsadm modprobe runc";
 
 /// What the daemon must not share; then it becomes the daemon.
 const START: &str = r#"
@@ -44,18 +49,28 @@ pub(super) fn is_there() -> bool {
     there
 }
 
+/// What Docker's daemons call, if Docker can be had.
+pub(super) fn tools() -> Result<Vec<PathBuf>> {
+    if !is_there() {
+        return Ok(Vec::new());
+    }
+    let mut tools: Vec<_> = CALLED.split_whitespace().filter_map(find).collect();
+    // Parts of iptables.
+    for directory in ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/aarch64-linux-gnu/xtables"] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            tools.push(entry?.path());
+        }
+    }
+    Ok(tools)
+}
+
 /// Two containers in an attachable overlay network of a swarm of two.
 pub(crate) fn docker(lab: &Lab) -> Result<Vec<Variant>> {
     if !is_there() {
         return Ok(Vec::new());
     }
     let hosts = lab.wired("docker")?;
-    let daemons = [Daemon::start(lab, &hosts[0])?, Daemon::start(lab, &hosts[1])?];
-    let [manager, worker] = &daemons;
-    let [own, other] = UNDERLAY.map(|address| address.to_string());
-    manager.read(&["swarm", "init", "--advertise-addr", &own])?;
-    let token = manager.read(&["swarm", "join-token", "--quiet", "worker"])?;
-    worker.read(&["swarm", "join", "--advertise-addr", &other, "--token", &token, &own])?;
+    let [manager, worker] = swarm(lab, hosts.each_ref())?;
     let create = ["network", "create", "--driver", "overlay", "--attachable"];
     manager.read(&[&create[..], &["--subnet", "10.50.0.0/24", "bench"]].concat())?;
     let client = manager.container(lab, "docker-a", &OVERLAY[0].to_string())?;
@@ -64,9 +79,61 @@ pub(crate) fn docker(lab: &Lab) -> Result<Vec<Variant>> {
         let reply = client.exec(&["ping", "-c1", "-W1", &OVERLAY[1].to_string()])?;
         Ok(reply.status.success().then_some(()))
     };
-    eventually("Docker's overlay to carry a packet", Duration::from_secs(20), there)?;
+    eventually("Docker's overlay to carry a packet", PATIENCE, there)?;
     Ok(vec![Variant { id: "docker", client, server, target: OVERLAY[1], wire: hosts.into() }])
 }
+
+/// The published ports of a service whose one task is on the other host.
+pub(crate) fn service(lab: &Lab) -> Result<Vec<Variant>> {
+    if !ipvs::is_there() || !is_there() {
+        return Ok(Vec::new());
+    }
+    let [client, entry, host] = three(lab, "dservice")?;
+    let [manager, worker] = swarm(lab, [&entry, &host])?;
+    worker.import()?;
+    let ports = [(STREAM_PORT, "tcp"), (ECHO_PORT, "tcp"), (DATAGRAM_PORT, "udp")]
+        .map(|(port, protocol)| format!("{port}:{port}/{protocol}"));
+    let place = format!("node.hostname=={}", host.name);
+    let mark = lab.mark();
+    let mut create = vec!["service", "create", "--detach", "--name", "mesh", "--no-resolve-image"];
+    create.extend(["--constraint", &place, "--env"]);
+    let mark = format!("{MARK}={mark}");
+    create.push(&mark);
+    create.extend(ports.iter().flat_map(|port| ["--publish", port]));
+    create.extend(PROGRAMS.iter().flat_map(|mount| ["--mount", mount]));
+    create.extend(["bench", "/usr/bin/sleep", "infinity"]);
+    manager.read(&create)?;
+    let server = eventually("Docker to start the task", PATIENCE, || {
+        let task = worker.read(&["ps", "--quiet", "--filter", "status=running"])?;
+        Ok((!task.is_empty()).then_some(task))
+    })?;
+    let server = worker.attach(lab, "dservice-server", &server)?;
+    Ok(vec![Variant {
+        id: "docker-service",
+        client,
+        server,
+        target: UNDERLAY[0],
+        wire: vec![entry, host],
+    }])
+}
+
+/// A swarm of two; the first manages it.
+fn swarm(lab: &Lab, hosts: [&Host; 2]) -> Result<[Daemon; 2]> {
+    let daemons = [Daemon::start(lab, hosts[0])?, Daemon::start(lab, hosts[1])?];
+    let [manager, worker] = &daemons;
+    let [own, other] = UNDERLAY.map(|address| address.to_string());
+    manager.read(&["swarm", "init", "--advertise-addr", &own])?;
+    let token = manager.read(&["swarm", "join-token", "--quiet", "worker"])?;
+    worker.read(&["swarm", "join", "--advertise-addr", &other, "--token", &token, &own])?;
+    Ok(daemons)
+}
+
+/// This machine's programs, for a container whose image has none.
+const PROGRAMS: [&str; 3] = [
+    "type=bind,source=/usr,target=/usr,readonly",
+    "type=bind,source=/lib,target=/lib,readonly",
+    "type=bind,source=/lib64,target=/lib64,readonly",
+];
 
 struct Daemon {
     directory: PathBuf,
@@ -86,12 +153,14 @@ impl Daemon {
         // The image is empty: nothing to overlay, so nothing stays mounted.
         command.args(["--storage-driver", "vfs", "--exec-opt", "native.cgroupdriver=cgroupfs"]);
         command.args(["--cgroup-parent", &format!("/{}", lab.mark())]);
+        // In a test machine the root is a file system of memory, which nobody can leave.
+        command.env("DOCKER_RAMDISK", "true");
         // Not of the terminal's group: ^C is for us, who still need it.
         command.process_group(0);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.spawn().with_context(|| format!("cannot start `{}`", command.line()))?;
         let answers = || Ok(daemon.read(&["version"]).ok().map(drop));
-        eventually("dockerd to answer", Duration::from_secs(30), answers)
+        eventually("dockerd to answer", PATIENCE, answers)
             .with_context(|| format!("its log: {}", tail(&daemon.path("log"))))?;
         Ok(daemon)
     }
@@ -110,18 +179,28 @@ impl Daemon {
         command.args(["--host", &self.socket()]).args(arguments).read()
     }
 
-    /// A container that does nothing, with this machine's programs.
-    fn container(&self, lab: &Lab, name: &str, address: &str) -> Result<Host> {
+    /// Has the image, in which there is nothing.
+    fn import(&self) -> Result<()> {
         let image = self.path("image.tar");
         fs::write(&image, [0; 1024])?;
-        self.read(&["import", &image.to_string_lossy(), "bench"])?;
+        self.read(&["import", &image.to_string_lossy(), "bench"]).map(drop)
+    }
+
+    /// A container that does nothing, with this machine's programs.
+    fn container(&self, lab: &Lab, name: &str, address: &str) -> Result<Host> {
+        self.import()?;
         let mark = format!("{MARK}={}", self.mark);
         let mut run = vec!["run", "--detach", "--name", name, "--network", "bench", "--ip"];
         run.extend([address, "--env", &mark]);
-        run.extend(["--volume", "/usr:/usr:ro", "--volume", "/lib:/lib:ro"]);
-        run.extend(["--volume", "/lib64:/lib64:ro", "bench", "/usr/bin/sleep", "infinity"]);
+        run.extend(PROGRAMS.iter().flat_map(|mount| ["--mount", mount]));
+        run.extend(["bench", "/usr/bin/sleep", "infinity"]);
         self.read(&run)?;
-        let pid = self.read(&["inspect", "--format", "{{.State.Pid}}", name])?;
+        self.attach(lab, name, name)
+    }
+
+    /// The network namespace of a container.
+    fn attach(&self, lab: &Lab, name: &str, container: &str) -> Result<Host> {
+        let pid = self.read(&["inspect", "--format", "{{.State.Pid}}", container])?;
         lab.attach(name, pid.parse().with_context(|| format!("docker says pid {pid:?}"))?)
     }
 }

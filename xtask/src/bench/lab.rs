@@ -13,6 +13,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -27,13 +28,17 @@ const PREFIX: &str = "netagent-bench-";
 const DIRECTORY: &str = "/var/tmp/netagent-bench";
 const PINS: &str = "/sys/fs/bpf/netagent-bench";
 
+/// How long anything may take to come up: a test machine is slow.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Addresses of two hosts on their wire.
 pub(crate) const UNDERLAY: [Ipv4Addr; 2] =
     [Ipv4Addr::new(192, 168, 50, 11), Ipv4Addr::new(192, 168, 50, 12)];
 
-/// Addresses of two containers in their overlay, but where somebody else chooses.
-pub(crate) const OVERLAY: [Ipv4Addr; 2] =
-    [Ipv4Addr::new(10, 50, 0, 11), Ipv4Addr::new(10, 50, 0, 12)];
+/// Addresses of two containers in their overlay, but where somebody else chooses, and of what
+/// balances there.
+pub(crate) const OVERLAY: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(10, 50, 0, 11), Ipv4Addr::new(10, 50, 0, 12), Ipv4Addr::new(10, 50, 0, 13)];
 
 /// What one run has made; dropping it removes all of it.
 pub(crate) struct Lab {
@@ -91,6 +96,7 @@ impl Lab {
             binary: build::binary(Profile::Debug),
             directory: self.directory().join(&host.name),
             pins: self.pins().join(&host.name),
+            options: &[],
         }
     }
 

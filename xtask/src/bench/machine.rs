@@ -72,8 +72,8 @@ impl Drop for Changed {
 /// the kernel groups processes by it. None where it does not.
 pub(crate) fn prefer_this_session() -> Result<Option<Changed>> {
     let path = "/proc/self/autogroup";
-    let Ok(text) = fs::read_to_string(path) else { return Ok(None) };
-    let before = text.trim().rsplit_once(' ').context("autogroup has no nice value")?.1;
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let Some((_, before)) = text.trim().rsplit_once(' ') else { return Ok(None) };
     Changed::to(path, before.to_owned(), "-20").map(Some)
 }
 

@@ -3,11 +3,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::lab::PATIENCE;
 use super::{Variant, udp};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};
@@ -202,7 +202,7 @@ pub(crate) fn serve(variant: &Variant) -> Result<[Background; 2]> {
         let listing = variant.server.read(&["ss", "-Hltn", &filter])?;
         Ok((!listing.is_empty()).then_some(()))
     };
-    eventually("iperf3 to listen", Duration::from_secs(10), listens)?;
+    eventually("iperf3 to listen", PATIENCE, listens)?;
     Ok(servers)
 }
 

@@ -14,7 +14,8 @@ use super::Variant;
 use super::classic;
 use super::lab::{Lab, OVERLAY, UNDERLAY};
 use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
-use super::overlay;
+use super::overlay::Balancer;
+use super::{ipvs, overlay};
 use crate::node::{Datapath, Host, Shell};
 use crate::playground::CLIENT;
 
@@ -43,9 +44,7 @@ pub(crate) fn iptables(lab: &Lab) -> Result<Vec<Variant>> {
         entry = UNDERLAY[0],
         to = OVERLAY[1],
     );
-    let file = lab.directory().join("mesh.nft");
-    std::fs::write(&file, rules)?;
-    entry.read(&["nft", "-f", &file.to_string_lossy()])?;
+    classic::filter(lab, &entry, &rules)?;
     client.read(&["ping", "-c1", "-W5", &UNDERLAY[0].to_string()])?;
     Ok(vec![Variant {
         id: "iptables",
@@ -58,23 +57,31 @@ pub(crate) fn iptables(lab: &Lab) -> Result<Vec<Variant>> {
 
 /// netagent's mesh.
 pub(crate) fn published(lab: &Lab) -> Result<Vec<Variant>> {
-    let [client, entry, host] = three(lab, "mesh")?;
-    let nodes = [
-        lab.node(&entry, UNDERLAY[0], Datapath::Ebpf),
-        lab.node(&host, UNDERLAY[1], Datapath::Ebpf),
-    ];
+    Ok(vec![balanced(lab, "published", Balancer::Ebpf)?])
+}
+
+/// netagent's mesh where IPVS chooses the backends.
+pub(crate) fn published_ipvs(lab: &Lab) -> Result<Vec<Variant>> {
+    if !ipvs::is_there() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![balanced(lab, "published-ipvs", Balancer::Ipvs)?])
+}
+
+fn balanced(lab: &Lab, id: &'static str, balancer: Balancer) -> Result<Variant> {
+    let [client, entry, host] = three(lab, id)?;
+    let nodes = overlay::nodes(lab, [&entry, &host], Datapath::Ebpf, balancer.options());
     overlay::form(&nodes)?;
     let ports = [(STREAM_PORT, "tcp"), (ECHO_PORT, "tcp"), (DATAGRAM_PORT, "udp")]
         .map(|(port, protocol)| format!("{port}:{port}/{protocol}"));
     let service = overlay::service(&nodes[0], "mesh", &ports.each_ref().map(String::as_str))?;
-    let server = overlay::task(lab, &nodes[1], service, "mesh-server")?;
+    let server = overlay::task(lab, &nodes[1], service, &format!("{id}-server"))?;
     client.read(&["ping", "-c1", "-W5", &UNDERLAY[0].to_string()])?;
-    let wire = vec![entry, host];
-    Ok(vec![Variant { id: "published", client, server, target: UNDERLAY[0], wire }])
+    Ok(Variant { id, client, server, target: UNDERLAY[0], wire: vec![entry, host] })
 }
 
 /// Three hosts on one bridge.
-fn three(lab: &Lab, name: &str) -> Result<[Host; 3]> {
+pub(super) fn three(lab: &Lab, name: &str) -> Result<[Host; 3]> {
     let wire = lab.host(&format!("{name}-wire"))?;
     wire.read(&["ip", "link", "add", "br0", "type", "bridge", "stp_state", "0"])?;
     wire.read(&["ip", "link", "set", "br0", "up"])?;

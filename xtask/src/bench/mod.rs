@@ -6,6 +6,9 @@
 //! tables, picture <── report, svg <── goals, table <── stats ┘
 //! ```
 //!
+//! With `--kernel` all of it runs in a test machine, whose kernel has IPVS, and only the samples
+//! come back.
+//!
 //! Every variant is measured in every round and the order is reversed each round; what
 //! is told are ratios within a round. So a noisy machine gives a wide spread and no
 //! wrong answer. Judges nothing but the goals, and fails for no figure.
@@ -13,6 +16,7 @@
 mod classic;
 mod docker;
 mod goals;
+mod ipvs;
 mod lab;
 pub(crate) mod machine;
 mod measures;
@@ -25,6 +29,7 @@ pub mod scale;
 mod stats;
 mod svg;
 mod table;
+mod told;
 mod udp;
 pub mod worker;
 
@@ -32,7 +37,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::lab::Lab;
 use self::machine::Machine;
@@ -40,9 +45,12 @@ use self::measures::{Effort, MEASURES, Measure};
 use self::programs::Program;
 use self::progress::Progress;
 use self::stats::{Sample, Samples};
+use self::told::Told;
 use crate::build::{self, Profile};
+use crate::command::find;
 use crate::node::Host;
 use crate::setup::{self, Need};
+use crate::vm::{self, Line};
 
 /// What is to be measured.
 #[derive(Args, Debug)]
@@ -59,6 +67,10 @@ pub struct Options {
     /// Writes every single measurement there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// On this kernel, in a machine of QEMU without KVM: Debian's have IPVS, so that what Docker
+    /// builds on it is measured, too; the figures are an emulator's
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<Line>,
 }
 
 /// A way from a client to a server, set up and ready to be measured.
@@ -105,10 +117,15 @@ pub(crate) const VARIANTS: &[Kind] = &[
     kind("kernel", "netagent, kernel", "raw", overlay::kernel),
     kind("ebpf", "netagent, eBPF", "raw", overlay::ebpf),
     kind("ebpf-vip", "netagent, virtual address", "ebpf", overlay::ebpf),
+    kind("ipvs-vip", "netagent, virtual address, IPVS", "docker-vip", overlay::ipvs),
+    kind("docker-vip", "Docker-like virtual address", "raw", ipvs::docker_vip),
     kind("bridge-same", "bridge, same host", "bridge-same", classic::bridge),
     kind("ebpf-same", "netagent, same host", "bridge-same", overlay::ebpf),
     kind("iptables", "DNAT and masquerading", "iptables", mesh::iptables),
     kind("published", "netagent, published port", "iptables", mesh::published),
+    kind("docker-mesh", "Docker-like routing mesh", "iptables", ipvs::docker_mesh),
+    kind("docker-service", "Docker's routing mesh", "iptables", docker::service),
+    kind("published-ipvs", "netagent, published port, IPVS", "docker-mesh", mesh::published_ipvs),
 ];
 
 /// The measures and kinds that are asked for.
@@ -147,6 +164,8 @@ impl Choice {
 /// What a run has found.
 pub(crate) struct Run {
     pub(crate) machine: Machine,
+    /// Whether that is an emulator's.
+    pub(crate) emulated: bool,
     pub(crate) command: String,
     pub(crate) rounds: usize,
     /// Load of the machine before, by others.
@@ -161,8 +180,56 @@ pub(crate) struct Run {
 /// # Errors
 /// If something cannot be set up or measured.
 pub fn run(options: &Options) -> Result<()> {
+    let run = match options.kernel {
+        Some(kernel) => elsewhere(kernel, options)?,
+        None => {
+            setup::ensure(Need::Hosts)?;
+            if Choice::of(&options.only)?.kinds.iter().any(|kind| kind.is_ours()) {
+                build::all(Profile::Debug)?;
+            }
+            here(options)?
+        }
+    };
+    report::all(&run, options)
+}
+
+/// Measures where all is set up and built, and prints the samples alone: the part that runs in a
+/// test machine.
+///
+/// # Errors
+/// If something cannot be measured.
+pub fn inside(options: &Options) -> Result<()> {
+    println!("{SAMPLES}{}", serde_json::to_string(&Told::of(&here(options)?))?);
+    Ok(())
+}
+
+/// Begins the line that [`inside`] prints.
+const SAMPLES: &str = "bench: samples ";
+
+/// Measures in a test machine.
+fn elsewhere(kernel: Line, options: &Options) -> Result<Run> {
+    Choice::of(&options.only)?;
+    setup::ensure(Need::Machines)?;
+    build::all(Profile::Debug)?;
+    let mut tools = docker::tools()?;
+    tools.extend(["taskset", "sysctl", "nproc"].iter().filter_map(|name| find(name)));
+    let mut told = None;
+    let words = format!("bench-inside{}", options.measured());
+    vm::command(kernel, &words, tools, |line| match line.strip_prefix(SAMPLES) {
+        Some(json) => told = Some(json.to_owned()),
+        None => println!("{line}"),
+    })?;
+    let told = told.context("it told no samples")?;
+    let mut run = serde_json::from_str::<Told>(&told)?.into_run()?;
+    // There is no checkout there, and no other time.
+    let Machine { date, commit, .. } = Machine::this()?;
+    run.machine = Machine { date, commit, ..run.machine };
+    (run.emulated, run.command) = (true, options.line());
+    Ok(run)
+}
+
+fn here(options: &Options) -> Result<Run> {
     let choice = Choice::of(&options.only)?;
-    setup::ensure(Need::Hosts)?;
     let machine = Machine::this()?;
     ensure!(machine.cpus >= 2, "this needs two CPUs, one for the client and one for the server");
     let (effort, rounds) = match options.quick {
@@ -170,31 +237,32 @@ pub fn run(options: &Options) -> Result<()> {
         false => (Effort::FULL, options.rounds.unwrap_or(15)),
     };
     let rounds = usize::try_from(rounds).context("so many rounds")?;
-    if choice.kinds.iter().any(|kind| kind.is_ours()) {
-        build::all(Profile::Debug)?;
-    }
     machine::catch_interrupts()?;
     let load = machine::load();
-    let (samples, programs) = {
-        let lab = Lab::new()?;
-        let _session = machine::prefer_this_session()?;
-        let variants = make(&lab, &choice)?;
-        let _servers = variants.iter().map(measures::serve).collect::<Result<Vec<_>>>()?;
-        let samples = measure(&choice.measures, &variants, effort, rounds)?;
-        let mut programs = Vec::new();
-        for variant in variants.iter().filter(|variant| variant.id.starts_with("ebpf")) {
-            programs.extend(programs::of(variant, &MEASURES[0], effort)?);
-        }
-        (samples, programs)
-    };
-    let run = Run { machine, command: options.line(), rounds, load, samples, programs };
-    report::all(&run, options)
+    let lab = Lab::new()?;
+    let _session = machine::prefer_this_session()?;
+    let variants = make(&lab, &choice)?;
+    let _servers = variants.iter().map(measures::serve).collect::<Result<Vec<_>>>()?;
+    let samples = measure(&choice.measures, &variants, effort, rounds)?;
+    let mut programs = Vec::new();
+    for variant in variants.iter().filter(|variant| variant.id.starts_with("ebpf")) {
+        programs.extend(programs::of(variant, &MEASURES[0], effort)?);
+    }
+    let command = options.line();
+    Ok(Run { machine, emulated: false, command, rounds, load, samples, programs })
 }
 
 impl Options {
     /// As one would type it.
     fn line(&self) -> String {
-        let mut line = "cargo xtask bench".to_owned();
+        let kernel = self.kernel.and_then(|kernel| kernel.to_possible_value());
+        let kernel = kernel.map(|kernel| format!(" --kernel {}", kernel.get_name()));
+        format!("cargo xtask bench{}{}", kernel.unwrap_or_default(), self.measured())
+    }
+
+    /// What is to be measured, as one would type it.
+    fn measured(&self) -> String {
+        let mut line = String::new();
         if self.quick {
             line += " --quick";
         }
@@ -205,6 +273,11 @@ impl Options {
             line += &format!(" --only {name}");
         }
         line
+    }
+
+    /// Whether it is a whole run, whose results belong into the documentation.
+    fn is_whole(&self) -> bool {
+        !self.quick && self.only.is_empty()
     }
 }
 

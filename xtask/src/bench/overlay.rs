@@ -3,34 +3,66 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::process::Child;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::Variant;
-use super::lab::{Lab, UNDERLAY};
+use super::lab::{Lab, PATIENCE, UNDERLAY};
+use super::{Variant, ipvs};
 use crate::membership::form_cluster;
 use crate::node::{Datapath, Host, Node, Shell};
 use crate::wait::eventually;
 
 const NETWORK: &str = "bench";
 
+/// Who chooses the backends of new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Balancer {
+    Ebpf,
+    Ipvs,
+}
+
+impl Balancer {
+    /// The agent's options for it.
+    pub(super) fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Ebpf => &["--lb", "ebpf"],
+            Self::Ipvs => &["--lb", "ipvs"],
+        }
+    }
+}
+
 /// eBPF programs; over the wire and on one host.
 pub(crate) fn ebpf(lab: &Lab) -> Result<Vec<Variant>> {
-    let nodes = cluster(lab, Datapath::Ebpf)?;
+    let nodes = cluster(lab, "ebpf", Datapath::Ebpf, Balancer::Ebpf.options())?;
     let [client, server] = pair(lab, &nodes[0], &nodes[1], "ebpf")?;
     let [near, nearer] = pair(lab, &nodes[0], &nodes[0], "ebpf-same")?;
-    let name = service(&nodes[0], "vip", &[])?;
-    let backend = task(lab, &nodes[1], name, "ebpf-vip-b")?;
-    let caller = workload(lab, &nodes[0], NETWORK, "ebpf-vip-a")?;
-    let target = vip(&nodes[0], name)?;
+    let called = called(lab, "ebpf-vip", &nodes)?;
     let wire: Vec<_> = nodes.map(|node| node.host).into();
     Ok(vec![
-        variant("ebpf", client, server, wire.clone())?,
-        Variant { id: "ebpf-vip", client: caller, server: backend, target, wire },
+        variant("ebpf", client, server, wire)?,
+        called,
         variant("ebpf-same", near, nearer, Vec::new())?,
     ])
+}
+
+/// The same where IPVS chooses the backends.
+pub(crate) fn ipvs(lab: &Lab) -> Result<Vec<Variant>> {
+    if !ipvs::is_there() {
+        return Ok(Vec::new());
+    }
+    let nodes = cluster(lab, "ipvs", Datapath::Ebpf, Balancer::Ipvs.options())?;
+    Ok(vec![called(lab, "ipvs-vip", &nodes)?])
+}
+
+/// A service on the other node, at its virtual address.
+fn called(lab: &Lab, id: &'static str, nodes: &[Node; 2]) -> Result<Variant> {
+    let name = service(&nodes[0], "vip", &[])?;
+    let server = task(lab, &nodes[1], name, &format!("{id}-b"))?;
+    let client = workload(lab, &nodes[0], NETWORK, &format!("{id}-a"))?;
+    let target = vip(&nodes[0], name)?;
+    let wire = nodes.each_ref().map(|node| node.host.clone()).into();
+    Ok(Variant { id, client, server, target, wire })
 }
 
 /// Creates a service on the network, published so; its name.
@@ -47,7 +79,7 @@ pub(super) fn task(lab: &Lab, node: &Node, service: &str, name: &str) -> Result<
     let child = node.spawn(&run)?;
     // What runs is a child of `netagent run`, which stays to drain it when it is to end.
     let children = format!("/proc/{0}/task/{0}/children", child.id());
-    let pid = eventually("the task to run", Duration::from_secs(20), || {
+    let pid = eventually("the task to run", PATIENCE, || {
         let pid = fs::read_to_string(&children)?.trim().parse::<u32>().ok();
         Ok(pid.filter(|pid| {
             fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
@@ -66,7 +98,7 @@ fn vip(node: &Node, service: &str) -> Result<Ipv4Addr> {
 
 /// A bridge and a vxlan device, as netagent programs them.
 pub(crate) fn kernel(lab: &Lab) -> Result<Vec<Variant>> {
-    let nodes = cluster(lab, Datapath::Kernel)?;
+    let nodes = cluster(lab, "kernel", Datapath::Kernel, &[])?;
     let [client, server] = pair(lab, &nodes[0], &nodes[1], "kernel")?;
     Ok(vec![variant("kernel", client, server, nodes.map(|node| node.host).into())?])
 }
@@ -83,11 +115,26 @@ pub(super) fn variant(
 }
 
 /// Two nodes on a wire, and a network.
-fn cluster(lab: &Lab, datapath: Datapath) -> Result<[Node; 2]> {
-    let [first, second] = lab.wired(datapath.name())?;
-    let nodes = [lab.node(&first, UNDERLAY[0], datapath), lab.node(&second, UNDERLAY[1], datapath)];
+fn cluster(
+    lab: &Lab,
+    name: &str,
+    datapath: Datapath,
+    options: &'static [&'static str],
+) -> Result<[Node; 2]> {
+    let nodes = nodes(lab, lab.wired(name)?.each_ref(), datapath, options);
     form(&nodes)?;
     Ok(nodes)
+}
+
+/// Two hosts as nodes, with no agent yet.
+pub(super) fn nodes(
+    lab: &Lab,
+    [first, second]: [&Host; 2],
+    datapath: Datapath,
+    options: &'static [&'static str],
+) -> [Node; 2] {
+    [(first, UNDERLAY[0]), (second, UNDERLAY[1])]
+        .map(|(host, address)| Node { options, ..lab.node(host, address, datapath) })
 }
 
 /// Starts their agents and makes them one cluster with a network.
@@ -125,7 +172,7 @@ pub(super) fn wait_for(run: &mut Child) -> Result<()> {
         Some(status) => bail!("`netagent run` ended: {status}"),
         None => Ok((fs::read_to_string(&comm)? == "sleep\n").then_some(())),
     };
-    eventually("`netagent run` to start its command", Duration::from_secs(20), runs)
+    eventually("`netagent run` to start its command", PATIENCE, runs)
 }
 
 /// Its address in the overlay.

@@ -14,7 +14,9 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn of(all: usize) -> Self {
-        Self { begin: Instant::now(), done: 0, all, terminal: std::io::stderr().is_terminal() }
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let terminal = std::io::stderr().is_terminal() && !dumb;
+        Self { begin: Instant::now(), done: 0, all, terminal }
     }
 
     /// One step begins.

@@ -1,33 +1,34 @@
-//! The results for people: tables at the prompt and in Markdown, and all figures as JSON.
+//! The results for people: tables at the prompt and in Markdown.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde_json::json;
 
 use super::goals::{GOALS, Goal, Reached};
-use super::measures::{MEASURES, Measure};
+use super::measures::Measure;
 use super::programs::Program;
 use super::stats::Summary;
 use super::table::{Row, figure, ratio, tables};
+use super::told::Told;
 use super::{Options, Run, VARIANTS, svg};
 use crate::command::checkout;
 
 /// Prints the results and writes them down. Those of a whole run become part of the
 /// documentation; others lie beside what was built.
 pub(super) fn all(run: &Run, options: &Options) -> Result<()> {
-    let whole = !options.quick && options.only.is_empty();
+    let whole = options.is_whole();
     let directory = checkout().join(if whole { "agent/docs/bench" } else { "target/bench" });
-    let write = |name: &str, text: &str| {
-        let path = directory.join(name);
+    let name = if options.kernel.is_some() { "ipvs" } else { "results" };
+    let write = |ending: &str, text: &str| {
+        let path = directory.join(format!("{name}.{ending}"));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     };
     fs::create_dir_all(&directory)?;
-    write("results.md", &markdown(run))?;
-    write("results.svg", &svg::picture(&run.samples))?;
-    if whole {
+    write("md", &markdown(run, name))?;
+    write("svg", &svg::picture(&run.samples))?;
+    if whole && options.kernel.is_none() {
         let path = checkout().join("README.md");
         let reading = || format!("cannot bring {} up to date", path.display());
         let text = fs::read_to_string(&path).with_context(reading)?;
@@ -35,10 +36,11 @@ pub(super) fn all(run: &Run, options: &Options) -> Result<()> {
         fs::write(&path, text.with_context(reading)?).with_context(reading)?;
     }
     if let Some(path) = &options.json {
-        fs::write(path, as_json(run)).with_context(|| format!("write {}", path.display()))?;
+        let json = serde_json::to_string_pretty(&Told::of(run))? + "\n";
+        fs::write(path, json).with_context(|| format!("write {}", path.display()))?;
     }
     print!("{}", plain(run));
-    println!("\nWritten to {}: results.md, results.svg", shown(&directory));
+    println!("\nWritten to {}: {name}.md, {name}.svg", shown(&directory));
     Ok(())
 }
 
@@ -132,28 +134,14 @@ fn plain(run: &Run) -> String {
     text
 }
 
-fn markdown(run: &Run) -> String {
-    let machine = &run.machine;
-    let mut text = format!(
-        "# Measured\n\n\
-         `{}` on {}: {}, {} CPUs, Linux {}, commit {}.\n\n\
-         Medians of {} rounds. Every variant is measured in every round, the order reversed each \
-         round; a ratio is the median of the ratios within the rounds, with the tenth and the \
-         ninetieth percentile. {}\n\n\
-         Client and server are pinned: on one CPU both share it, so the figure is what the whole \
-         path costs; on two CPUs each has its own. TCP uses cubic. The wire is a veth pair.\n\n\
-         ![Ratios to the bare wire](results.svg)\n\n\
-         ## Goals of the eBPF datapath\n\n\
-         | ratio | measured | ambitious | stretch | limit seen | reached |\n|---|---|---|---|---|---|\n",
-        run.command,
-        machine.date,
-        machine.cpu,
-        machine.cpus,
-        machine.kernel,
-        machine.commit,
-        run.rounds,
-        noise(run),
-    );
+/// What the figures of a test machine are worth.
+const EMULATED: &str = "\n\nThe machine is emulated, by QEMU without KVM: the figures are no \
+    machine's, and a ratio says how much more is executed.";
+
+fn goals(run: &Run) -> String {
+    let mut text = "\n## Goals of the eBPF datapath\n\n\
+         | ratio | measured | ambitious | stretch | limit seen | reached |\n|---|---|---|---|---|---|\n"
+        .to_owned();
     for goal in GOALS {
         let (measured, reached) = judgement(goal, run);
         let reached = if reached == Reached::Missed.word() {
@@ -166,6 +154,33 @@ fn markdown(run: &Run) -> String {
             text,
             "| {title} | {measured} | {ambitious:.2} | {stretch:.2} | {limit} | {reached} |"
         );
+    }
+    text
+}
+
+fn markdown(run: &Run, name: &str) -> String {
+    let machine = &run.machine;
+    let mut text = format!(
+        "# Measured\n\n\
+         `{}` on {}: {}, {} CPUs, Linux {}, commit {}.\n\n\
+         Medians of {} rounds. Every variant is measured in every round, the order reversed each \
+         round; a ratio is the median of the ratios within the rounds, with the tenth and the \
+         ninetieth percentile. {}\n\n\
+         Client and server are pinned: on one CPU both share it, so the figure is what the whole \
+         path costs; on two CPUs each has its own. TCP uses cubic. The wire is a veth pair.{}\n\n\
+         ![Ratios to the bare wire]({name}.svg)\n",
+        run.command,
+        machine.date,
+        machine.cpu,
+        machine.cpus,
+        machine.kernel,
+        machine.commit,
+        run.rounds,
+        noise(run),
+        if run.emulated { EMULATED } else { "" },
+    );
+    if !run.emulated {
+        text += &goals(run);
     }
     for (measure, rows) in tables(&run.samples) {
         let _ = write!(
@@ -190,38 +205,6 @@ fn markdown(run: &Run) -> String {
         let _ = writeln!(text, "| {variant} | `{name}` | {nanoseconds:.0} |");
     }
     text
-}
-
-fn as_json(run: &Run) -> String {
-    let machine = &run.machine;
-    let samples: Vec<_> = run
-        .samples
-        .0
-        .iter()
-        .map(|s| json!({"round": s.round, "measure": s.measure, "variant": s.variant, "value": s.value}))
-        .collect();
-    let programs: Vec<_> = run
-        .programs
-        .iter()
-        .map(|p| json!({"variant": p.variant, "name": p.name, "runs": p.runs, "ns": p.nanoseconds}))
-        .collect();
-    let units: serde_json::Map<_, _> = MEASURES
-        .iter()
-        .map(|measure| (measure.id.to_owned(), json!(format!("{:?}", measure.unit))))
-        .collect();
-    let value = json!({
-        "command": run.command,
-        "date": machine.date,
-        "kernel": machine.kernel,
-        "cpu": machine.cpu,
-        "cpus": machine.cpus,
-        "commit": machine.commit,
-        "load_before": run.load,
-        "units": units,
-        "programs": programs,
-        "samples": samples,
-    });
-    format!("{value:#}\n")
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use crate::command::{CommandExt, find};
 
 use super::cpio::Archive;
 use super::kernel::Kernel;
-use super::suite::Suite;
 
 /// Programs that the tests and the first process call.
 const PROGRAMS: &str = "
@@ -35,28 +34,32 @@ const FILES: &[(&str, &str)] = &[
     ("/etc/resolv.conf", "nameserver 127.0.0.1\n"),
 ];
 
-/// Writes the file system for a run of `suites`, which start `programs`, with `kernel` to
-/// `path`.
+/// What a machine does.
+pub(super) struct Content {
+    /// Programs of this machine's that it calls besides those which all do, and other files.
+    pub(super) tools: Vec<PathBuf>,
+    /// What was built here, and is there at the same path; the agent is always.
+    pub(super) programs: Vec<PathBuf>,
+    /// Shell script that calls it.
+    pub(super) script: String,
+}
+
+/// Writes the file system with this content and `kernel` to `path`.
 ///
 /// # Errors
 /// If a program is missing or something cannot be read or written.
-pub(super) fn write(
-    path: &Path,
-    kernel: &Kernel,
-    suites: &[Suite],
-    programs: &[PathBuf],
-) -> Result<()> {
+pub(super) fn write(path: &Path, kernel: &Kernel, content: &Content) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut archive = Archive::new(BufWriter::new(file));
-    tools(&mut archive).context("cannot pack the programs for the test machine")?;
+    tools(&mut archive, &content.tools).context("cannot pack the programs for the test machine")?;
     let mut archive = Archive::new(archive.finish()?);
     kernel.modules(&mut archive).context("cannot pack the kernel's modules")?;
     let mut archive = Archive::new(archive.finish()?);
-    tests(&mut archive, suites, programs).context("cannot pack the tests")?;
+    built(&mut archive, content).context("cannot pack what was built")?;
     archive.finish().map(drop)
 }
 
-fn tools<W: Write>(archive: &mut Archive<W>) -> Result<()> {
+fn tools<W: Write>(archive: &mut Archive<W>, more: &[PathBuf]) -> Result<()> {
     for place in ["bin", "lib", "lib64", "sbin"] {
         archive.link(&Path::new("/").join(place), &Path::new("usr").join(place))?;
     }
@@ -80,6 +83,10 @@ fn tools<W: Write>(archive: &mut Archive<W>) -> Result<()> {
             // Where the kernel looks for it.
             archive.copy(&program, Path::new("/usr/sbin/modprobe"))?;
         }
+    }
+    for path in more {
+        libraries.extend(needed(path)?);
+        archive.copy(path, &merged(path))?;
     }
     // Of the tests and the agent, which is built on this machine.
     libraries.extend(needed(&std::env::current_exe()?)?);
@@ -106,22 +113,15 @@ fn merged(path: &Path) -> PathBuf {
     }
 }
 
-fn tests<W: Write>(archive: &mut Archive<W>, suites: &[Suite], programs: &[PathBuf]) -> Result<()> {
-    for program in programs {
+fn built<W: Write>(archive: &mut Archive<W>, content: &Content) -> Result<()> {
+    for program in &content.programs {
         stripped(archive, program)?;
     }
-    let mut script = String::new();
-    for suite in suites {
-        stripped(archive, &suite.binary)?;
-        let binary = suite.binary.display();
-        script += &format!("echo 'vm: suite {}'\n", suite.name);
-        // Such as NETAGENT_LB, which says how all agents balance.
-        for (name, value) in std::env::vars().filter(|(name, _)| name.starts_with("NETAGENT_")) {
-            script += &format!("export {name}='{value}'\n");
-        }
-        script += &format!("{binary} --test-threads=1 --show-output {}\n", suite.filters.join(" "));
-        script += "echo \"vm: status $?\"\n";
-    }
+    // Such as NETAGENT_LB, which says how all agents balance.
+    let variables = std::env::vars().filter(|(name, _)| name.starts_with("NETAGENT_"));
+    let mut script: String =
+        variables.map(|(name, value)| format!("export {name}='{value}'\n")).collect();
+    script += &content.script;
     archive.file(Path::new("/tests"), 0o644, script.as_bytes())?;
     stripped(archive, &crate::build::binary(crate::build::Profile::Debug))?;
     let object = crate::build::object();

@@ -15,7 +15,7 @@ mod machine;
 mod suite;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +25,7 @@ use crate::command::checkout;
 use crate::setup::{self, Need};
 use crate::test::{self, Count};
 
+use image::Content;
 use kernel::Kernel;
 pub use kernel::Line;
 use machine::Machine;
@@ -65,50 +66,73 @@ pub(crate) fn usual(count: &mut Count) {
     }
 }
 
-/// Runs these suites on each of these kernels, one after the other.
-fn all(lines: &[Line], suites: &[String], count: &mut Count) -> Result<()> {
-    if !cfg!(target_arch = "x86_64") {
-        bail!("the test machines are x86-64, and run what is built on such a machine");
-    }
-    let known: Vec<_> = test::targets()?.into_iter().collect();
-    let built = Suite::build(suites, &known)?;
-    let directory = checkout().join("target/vm");
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot make {}", directory.display()))?;
-    for line in lines {
-        let kernel = Kernel::get(*line, &directory)?;
-        on(&kernel, &built, count, &directory)?;
+/// Runs a command of this very program on a kernel, where `tools` are too, and gives each line
+/// that it prints to `read`.
+///
+/// # Errors
+/// If something is missing and cannot be fetched or built, or the command fails.
+pub(crate) fn command(
+    line: Line,
+    words: &str,
+    tools: Vec<PathBuf>,
+    mut read: impl FnMut(&str),
+) -> Result<()> {
+    let program = std::env::current_exe().context("this program has no path")?;
+    // No bar that moves: what it prints is read by lines.
+    let script = format!("TERM=dumb {} {words}\necho \"vm: status $?\"\n", program.display());
+    let content = Content { tools, programs: vec![program], script };
+    let directory = directory()?;
+    let mut failed = false;
+    on(&Kernel::get(line, &directory)?, &content, &directory, |line| {
+        match line.strip_prefix("vm: status ") {
+            Some(status) => failed = status != "0",
+            None => read(line),
+        }
+    })?;
+    if failed {
+        bail!("`{words}` failed there");
     }
     Ok(())
 }
 
-fn on(
-    kernel: &Kernel,
-    (suites, programs): &(Vec<Suite>, Vec<PathBuf>),
-    count: &mut Count,
-    directory: &std::path::Path,
-) -> Result<()> {
-    let release = &kernel.release;
+/// Runs these suites on each of these kernels, one after the other.
+fn all(lines: &[Line], suites: &[String], count: &mut Count) -> Result<()> {
+    let known: Vec<_> = test::targets()?.into_iter().collect();
+    let (suites, programs) = Suite::build(suites, &known)?;
     let names: Vec<_> = suites.iter().map(|suite| suite.name.as_str()).collect();
-    println!("vm: Linux {release}: {}", names.join(", "));
-    let machine = Machine {
-        image: kernel.image()?,
-        initrd: directory.join(format!("initrd-{}", std::process::id())),
-        console: directory.join(format!("console-{release}")),
-    };
-    image::write(&machine.initrd, kernel, suites, programs)?;
+    let (content, directory) = (suite::content(&suites, &programs), directory()?);
+    for line in lines {
+        let kernel = Kernel::get(*line, &directory)?;
+        println!("vm: Linux {}: {}", kernel.release, names.join(", "));
+        tests(&kernel, &content, count, &directory);
+    }
+    Ok(())
+}
+
+/// Where kernels are kept, and what machines leave behind.
+fn directory() -> Result<PathBuf> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!("the test machines are x86-64, and run what is built on such a machine");
+    }
+    let directory = checkout().join("target/vm");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn tests(kernel: &Kernel, content: &Content, count: &mut Count, directory: &Path) {
+    let release = &kernel.release;
     let start = Instant::now();
     let before = count.finished();
     count.at = Some(release.clone());
     let mut failed = None;
-    let ran = machine.run(|line| match line.strip_prefix("vm: status ") {
+    let ran = on(kernel, content, directory, |line| match line.strip_prefix("vm: status ") {
         // A process of tests that failed has said so, if it came to its end.
         Some("0" | "101") => {}
         Some(status) => failed = Some(format!("a suite ended with status {status}")),
         None => count.take(line),
     });
     count.at = None;
-    let _ = fs::remove_file(&machine.initrd);
     if let Err(error) = ran {
         failed = Some(format!("{error:#}"));
     }
@@ -121,5 +145,18 @@ fn on(
         count.finished() - before,
         start.elapsed().as_secs()
     );
-    Ok(())
+}
+
+/// Boots a machine with this content.
+fn on(kernel: &Kernel, content: &Content, directory: &Path, read: impl FnMut(&str)) -> Result<()> {
+    let machine = Machine {
+        image: kernel.image()?,
+        initrd: directory.join(format!("initrd-{}", std::process::id())),
+        console: directory.join(format!("console-{}", kernel.release)),
+    };
+    image::write(&machine.initrd, kernel, content)?;
+    let ran = machine.run(read);
+    // It is large, and of no use any more.
+    let _ = fs::remove_file(&machine.initrd);
+    ran
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::image::Content;
 use crate::command::{CommandExt, cargo};
 
 /// A built test target.
@@ -62,6 +63,24 @@ impl Suite {
         }
         let programs = messages.lines().filter_map(|line| executable(line, "bin")).collect();
         Ok((suites, programs))
+    }
+}
+
+/// A machine's content that runs these suites, whose tests start these programs.
+pub(super) fn content(suites: &[Suite], programs: &[PathBuf]) -> Content {
+    let script = |suite: &Suite| {
+        let (name, binary) = (&suite.name, suite.binary.display());
+        format!(
+            "echo 'vm: suite {name}'\n\
+             {binary} --test-threads=1 --show-output {}\n\
+             echo \"vm: status $?\"\n",
+            suite.filters.join(" ")
+        )
+    };
+    Content {
+        tools: Vec::new(),
+        programs: programs.iter().chain(suites.iter().map(|s| &s.binary)).cloned().collect(),
+        script: suites.iter().map(script).collect(),
     }
 }
 
