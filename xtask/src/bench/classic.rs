@@ -10,8 +10,8 @@
 
 use anyhow::{Context, Result};
 
-use super::Variant;
 use super::lab::{Lab, OVERLAY, UNDERLAY};
+use super::{Variant, ends};
 use crate::node::{Host, Shell};
 
 const VNI: &str = "4097";
@@ -35,7 +35,7 @@ table ip nat {
 /// From host to host.
 pub(crate) fn raw(lab: &Lab) -> Result<Vec<Variant>> {
     let [client, server] = lab.wired("raw")?;
-    let wire = vec![client.clone(), server.clone()];
+    let wire = ends([&client, &server]);
     Ok(vec![Variant { id: "raw", client, server, target: UNDERLAY[1], wire }])
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn bridge(lab: &Lab) -> Result<Vec<Variant>> {
     let c = container(lab, &same, "bridge-c", 0)?;
     let d = container(lab, &same, "bridge-d", 1)?;
     Ok(vec![
-        Variant { id: "bridge", client: a, server: b, target: OVERLAY[1], wire: hosts.into() },
+        Variant { id: "bridge", client: a, server: b, target: OVERLAY[1], wire: ends(&hosts) },
         Variant { id: "bridge-same", client: c, server: d, target: OVERLAY[1], wire: Vec::new() },
     ])
 }
@@ -69,7 +69,7 @@ pub(crate) fn docker_like(lab: &Lab) -> Result<Vec<Variant>> {
     }
     let [client, server] =
         <[Host; 2]>::try_from(containers).ok().context("two hosts have two containers")?;
-    let wire = hosts.into();
+    let wire = ends(&hosts);
     Ok(vec![Variant { id: "docker-like", client, server, target: OVERLAY[1], wire }])
 }
 

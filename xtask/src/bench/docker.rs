@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::lab::{Lab, OVERLAY, PATIENCE, UNDERLAY};
 use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::mesh::three;
-use super::{Variant, ipvs};
+use super::{Variant, ends, ipvs};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};
 use crate::process::MARK;
@@ -80,7 +80,7 @@ pub(crate) fn docker(lab: &Lab) -> Result<Vec<Variant>> {
         Ok(reply.status.success().then_some(()))
     };
     eventually("Docker's overlay to carry a packet", PATIENCE, there)?;
-    Ok(vec![Variant { id: "docker", client, server, target: OVERLAY[1], wire: hosts.into() }])
+    Ok(vec![Variant { id: "docker", client, server, target: OVERLAY[1], wire: ends(&hosts) }])
 }
 
 /// The published ports of a service whose one task is on the other host.
@@ -88,7 +88,7 @@ pub(crate) fn service(lab: &Lab) -> Result<Vec<Variant>> {
     if !ipvs::is_there() || !is_there() {
         return Ok(Vec::new());
     }
-    let [client, entry, host] = three(lab, "dservice")?;
+    let ([client, entry, host], wire) = three(lab, "dservice")?;
     let [manager, worker] = swarm(lab, [&entry, &host])?;
     worker.import()?;
     let ports = [(STREAM_PORT, "tcp"), (ECHO_PORT, "tcp"), (DATAGRAM_PORT, "udp")]
@@ -108,13 +108,7 @@ pub(crate) fn service(lab: &Lab) -> Result<Vec<Variant>> {
         Ok((!task.is_empty()).then_some(task))
     })?;
     let server = worker.attach(lab, "dservice-server", &server)?;
-    Ok(vec![Variant {
-        id: "docker-service",
-        client,
-        server,
-        target: UNDERLAY[0],
-        wire: vec![entry, host],
-    }])
+    Ok(vec![Variant { id: "docker-service", client, server, target: UNDERLAY[0], wire }])
 }
 
 /// A swarm of two; the first manages it.

@@ -12,11 +12,11 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::Variant;
 use super::classic::{self, container, docker_overlay, filter, point};
 use super::lab::{Lab, OVERLAY, UNDERLAY};
 use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::mesh::three;
+use super::{Variant, ends};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};
 
@@ -55,7 +55,7 @@ pub(crate) fn docker_vip(lab: &Lab) -> Result<Vec<Variant>> {
     point(&overlays[1], 2, 0)?;
     balancer.read(&["ip", "address", "add", &format!("{VIP}/32"), "dev", "eth0"])?;
     balance(lab, &balancer, OVERLAY[2], "input", &format!("ip daddr {VIP}"))?;
-    Ok(vec![Variant { id: "docker-vip", client, server, target: VIP, wire: hosts.into() }])
+    Ok(vec![Variant { id: "docker-vip", client, server, target: VIP, wire: ends(&hosts) }])
 }
 
 /// A published port by Docker's routing mesh.
@@ -63,7 +63,7 @@ pub(crate) fn docker_mesh(lab: &Lab) -> Result<Vec<Variant>> {
     if !is_there() {
         return Ok(Vec::new());
     }
-    let [client, entry, host] = three(lab, "dmesh")?;
+    let ([client, entry, host], wire) = three(lab, "dmesh")?;
     let overlays = [docker_overlay(lab, &entry, 1)?, docker_overlay(lab, &host, 0)?];
     let server = container(lab, &overlays[1], "dmesh-server", 1)?;
     let balancer = container(lab, &overlays[0], "dmesh-balancer", 0)?;
@@ -87,7 +87,6 @@ pub(crate) fn docker_mesh(lab: &Lab) -> Result<Vec<Variant>> {
     )?;
     // From the published port to the container's, which may be another.
     filter(lab, &server, &nat("prerouting", "redirect"))?;
-    let wire = vec![entry, host];
     Ok(vec![Variant { id: "docker-mesh", client, server, target: UNDERLAY[0], wire }])
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::lab::PATIENCE;
-use super::{Variant, udp};
+use super::{End, Variant, udp};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};
 use crate::wait::eventually;
@@ -362,8 +362,11 @@ fn throughput(json: &str) -> Option<f64> {
 /// the cutting to the kernel.
 fn cut(variant: &Variant, effort: Effort, cpu: usize) -> Result<f64> {
     let offloads = |tso: &str, gro: &str| -> Result<()> {
-        for host in &variant.wire {
-            host.read(&["ethtool", "-K", "eth0", "tso", tso, "gro", gro])?;
+        for End { host, link, is_host } in &variant.wire {
+            host.read(&["ethtool", "-K", link, "tso", tso])?;
+            if *is_host {
+                host.read(&["ethtool", "-K", link, "gro", gro])?;
+            }
         }
         Ok(())
     };

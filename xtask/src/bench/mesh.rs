@@ -10,11 +10,11 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
-use super::Variant;
 use super::classic;
 use super::lab::{Lab, OVERLAY, UNDERLAY};
 use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::overlay::Balancer;
+use super::{End, Variant, ends};
 use super::{ipvs, overlay};
 use crate::node::{Datapath, Host, Shell};
 use crate::playground::CLIENT;
@@ -22,7 +22,7 @@ use crate::playground::CLIENT;
 /// Destination and source translated at the entry host, connections tracked, on the
 /// classic overlay: what remains of Docker's way if nothing is balanced.
 pub(crate) fn iptables(lab: &Lab) -> Result<Vec<Variant>> {
-    let [client, entry, host] = three(lab, "nat")?;
+    let ([client, entry, host], wire) = three(lab, "nat")?;
     classic::filter_bridge(&entry, false)?;
     classic::filter_bridge(&host, false)?;
     classic::lay_out(&entry, &entry, 1, &["proxy", "nolearning"])?;
@@ -46,13 +46,7 @@ pub(crate) fn iptables(lab: &Lab) -> Result<Vec<Variant>> {
     );
     classic::filter(lab, &entry, &rules)?;
     client.read(&["ping", "-c1", "-W5", &UNDERLAY[0].to_string()])?;
-    Ok(vec![Variant {
-        id: "iptables",
-        client,
-        server,
-        target: UNDERLAY[0],
-        wire: vec![entry, host],
-    }])
+    Ok(vec![Variant { id: "iptables", client, server, target: UNDERLAY[0], wire }])
 }
 
 /// netagent's mesh.
@@ -69,7 +63,7 @@ pub(crate) fn published_ipvs(lab: &Lab) -> Result<Vec<Variant>> {
 }
 
 fn balanced(lab: &Lab, id: &'static str, balancer: Balancer) -> Result<Variant> {
-    let [client, entry, host] = three(lab, id)?;
+    let ([client, entry, host], wire) = three(lab, id)?;
     let nodes = overlay::nodes(lab, [&entry, &host], Datapath::Ebpf, balancer.options());
     overlay::form(&nodes)?;
     let ports = [(STREAM_PORT, "tcp"), (ECHO_PORT, "tcp"), (DATAGRAM_PORT, "udp")]
@@ -77,24 +71,29 @@ fn balanced(lab: &Lab, id: &'static str, balancer: Balancer) -> Result<Variant> 
     let service = overlay::service(&nodes[0], "mesh", &ports.each_ref().map(String::as_str))?;
     let server = overlay::task(lab, &nodes[1], service, &format!("{id}-server"))?;
     client.read(&["ping", "-c1", "-W5", &UNDERLAY[0].to_string()])?;
-    Ok(Variant { id, client, server, target: UNDERLAY[0], wire: vec![entry, host] })
+    Ok(Variant { id, client, server, target: UNDERLAY[0], wire })
 }
 
-/// Three hosts on one bridge.
-pub(super) fn three(lab: &Lab, name: &str) -> Result<[Host; 3]> {
-    let wire = lab.host(&format!("{name}-wire"))?;
-    wire.read(&["ip", "link", "add", "br0", "type", "bridge", "stp_state", "0"])?;
-    wire.read(&["ip", "link", "set", "br0", "up"])?;
+/// Three hosts on one switch.
+pub(super) fn three(lab: &Lab, name: &str) -> Result<([Host; 3], Vec<End>)> {
+    let switch = lab.host(&format!("{name}-switch"))?;
+    switch.read(&["ip", "link", "add", "br0", "type", "bridge", "stp_state", "0"])?;
+    switch.read(&["ip", "link", "set", "br0", "up"])?;
     // It is a wire: no packet filter of this machine has a say in it.
-    classic::filter_bridge(&wire, false)?;
+    classic::filter_bridge(&switch, false)?;
     let make = |end: &str, address: Ipv4Addr| -> Result<Host> {
         let host = lab.host(&format!("{name}-{end}"))?;
         let peer = ["type", "veth", "peer", "name", "eth0", "netns", &host.netns];
-        wire.read(&[&["ip", "link", "add", end][..], &peer].concat())?;
-        wire.read(&["ip", "link", "set", end, "master", "br0", "up"])?;
+        switch.read(&[&["ip", "link", "add", end][..], &peer].concat())?;
+        switch.read(&["ip", "link", "set", end, "master", "br0", "up"])?;
         host.read(&["ip", "address", "add", &format!("{address}/24"), "dev", "eth0"])?;
         host.read(&["ip", "link", "set", "eth0", "up"])?;
         Ok(host)
     };
-    Ok([make("client", CLIENT)?, make("entry", UNDERLAY[0])?, make("host", UNDERLAY[1])?])
+    let names = ["client", "entry", "host"];
+    let hosts =
+        [make(names[0], CLIENT)?, make(names[1], UNDERLAY[0])?, make(names[2], UNDERLAY[1])?];
+    let ports = names.map(|link| End { host: switch.clone(), link, is_host: false });
+    let wire = ends(&hosts).into_iter().chain(ports).collect();
+    Ok((hosts, wire))
 }

@@ -81,8 +81,23 @@ pub(crate) struct Variant {
     pub(crate) server: Host,
     /// The server's address, as the client calls it.
     pub(crate) target: Ipv4Addr,
-    /// The hosts whose `eth0` are the wire between them; none on one host.
-    pub(crate) wire: Vec<Host>,
+    /// The ends of the wires between hosts; none on one host.
+    pub(crate) wire: Vec<End>,
+}
+
+/// The end of a wire.
+#[derive(Clone)]
+pub(crate) struct End {
+    pub(crate) host: Host,
+    pub(crate) link: &'static str,
+    /// Whether a host takes packets there: a switch only hands them on.
+    pub(crate) is_host: bool,
+}
+
+/// Hosts, at the ends of wires.
+pub(crate) fn ends<'a>(hosts: impl IntoIterator<Item = &'a Host>) -> Vec<End> {
+    let end = |host: &Host| End { host: host.clone(), link: "eth0", is_host: true };
+    hosts.into_iter().map(end).collect()
 }
 
 /// What variants there are.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::lab::{Lab, PATIENCE, UNDERLAY};
-use super::{Variant, ipvs};
+use super::{End, Variant, ends, ipvs};
 use crate::membership::form_cluster;
 use crate::node::{Datapath, Host, Node, Shell};
 use crate::wait::eventually;
@@ -38,7 +38,7 @@ pub(crate) fn ebpf(lab: &Lab) -> Result<Vec<Variant>> {
     let [client, server] = pair(lab, &nodes[0], &nodes[1], "ebpf")?;
     let [near, nearer] = pair(lab, &nodes[0], &nodes[0], "ebpf-same")?;
     let called = called(lab, "ebpf-vip", &nodes)?;
-    let wire: Vec<_> = nodes.map(|node| node.host).into();
+    let wire = ends(nodes.iter().map(|node| &node.host));
     Ok(vec![
         variant("ebpf", client, server, wire)?,
         called,
@@ -61,7 +61,7 @@ fn called(lab: &Lab, id: &'static str, nodes: &[Node; 2]) -> Result<Variant> {
     let server = task(lab, &nodes[1], name, &format!("{id}-b"))?;
     let client = workload(lab, &nodes[0], NETWORK, &format!("{id}-a"))?;
     let target = vip(&nodes[0], name)?;
-    let wire = nodes.each_ref().map(|node| node.host.clone()).into();
+    let wire = ends(nodes.iter().map(|node| &node.host));
     Ok(Variant { id, client, server, target, wire })
 }
 
@@ -100,14 +100,14 @@ fn vip(node: &Node, service: &str) -> Result<Ipv4Addr> {
 pub(crate) fn kernel(lab: &Lab) -> Result<Vec<Variant>> {
     let nodes = cluster(lab, "kernel", Datapath::Kernel, &[])?;
     let [client, server] = pair(lab, &nodes[0], &nodes[1], "kernel")?;
-    Ok(vec![variant("kernel", client, server, nodes.map(|node| node.host).into())?])
+    Ok(vec![variant("kernel", client, server, ends(nodes.iter().map(|node| &node.host)))?])
 }
 
 pub(super) fn variant(
     id: &'static str,
     client: Host,
     server: Host,
-    wire: Vec<Host>,
+    wire: Vec<End>,
 ) -> Result<Variant> {
     let target = address(&server)?;
     client.read(&["ping", "-c1", "-W5", &target.to_string()])?;
