@@ -1,4 +1,3 @@
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
@@ -7,22 +6,16 @@ use serde::{Deserialize, Serialize};
 use super::{Certificate, Ipsec, NodeId};
 
 /// What a node may do in the control plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::Display,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Role {
     /// Holds the store and serves the API.
     Manager,
     /// Follows a manager; writes its own endpoints and status only.
     Worker,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Manager => "manager",
-            Self::Worker => "worker",
-        })
-    }
 }
 
 /// How a node carries packets.
@@ -37,8 +30,10 @@ impl fmt::Display for Role {
     Deserialize,
     clap::ValueEnum,
     utoipa::ToSchema,
+    strum::Display,
 )]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Datapath {
     /// eBPF programs at the endpoints and the uplink.
     #[default]
@@ -47,32 +42,17 @@ pub enum Datapath {
     Kernel,
 }
 
-impl fmt::Display for Datapath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Ebpf => "ebpf",
-            Self::Kernel => "kernel",
-        })
-    }
-}
-
 /// Whether a node's agent answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::Display,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum NodeStatus {
     /// Its lease is being renewed.
     Ready,
     /// Its lease has ended.
     Down,
-}
-
-impl fmt::Display for NodeStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Ready => "ready",
-            Self::Down => "down",
-        })
-    }
 }
 
 /// A member of the cluster.

@@ -1,10 +1,11 @@
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 /// Whether packets of the tunnel get to a node and back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, strum::Display,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Reach {
     /// No probe was answered yet, and it is too early to tell.
     Unknown,
@@ -14,17 +15,6 @@ pub enum Reach {
     Unreachable,
     /// It is not probed: one of the two nodes runs the kernel datapath, which does not answer.
     Unprobed,
-}
-
-impl fmt::Display for Reach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Unknown => "unknown",
-            Self::Reachable => "reachable",
-            Self::Unreachable => "unreachable",
-            Self::Unprobed => "unprobed",
-        })
-    }
 }
 
 /// What a node knows of the path to another.

@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
@@ -41,8 +40,10 @@ pub enum EndpointMode {
     Deserialize,
     clap::ValueEnum,
     utoipa::ToSchema,
+    strum::Display,
 )]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Scheduler {
     /// Each in turn.
     Rr,
@@ -60,19 +61,6 @@ pub enum Scheduler {
     Mh,
 }
 
-impl fmt::Display for Scheduler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Rr => "rr",
-            Self::Wrr => "wrr",
-            Self::Lc => "lc",
-            Self::Wlc => "wlc",
-            Self::Sh => "sh",
-            Self::Mh => "mh",
-        })
-    }
-}
-
 /// Transport of a published port.
 #[derive(
     Clone,
@@ -87,8 +75,10 @@ impl fmt::Display for Scheduler {
     Deserialize,
     clap::ValueEnum,
     utoipa::ToSchema,
+    strum::Display,
 )]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
     #[default]
@@ -108,16 +98,6 @@ impl Protocol {
             Self::Udp => 17,
             Self::Sctp => 132,
         }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        })
     }
 }
 
@@ -166,8 +146,20 @@ pub enum Prefer {
 }
 
 /// Whether a task may take new connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+    strum::Display,
+)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Health {
     /// It may: its check succeeds, or it has none.
     #[default]
@@ -176,16 +168,6 @@ pub enum Health {
     Starting,
     /// Not now: its check failed as often in a row as it may.
     Unhealthy,
-}
-
-impl fmt::Display for Health {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Healthy => "healthy",
-            Self::Starting => "starting",
-            Self::Unhealthy => "unhealthy",
-        })
-    }
 }
 
 /// What makes an endpoint a backend: part of one running instance of a service.
