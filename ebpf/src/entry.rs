@@ -182,7 +182,7 @@ extern "C" fn netagent_enter_packet(skb: *mut __sk_buff, call: *mut Call) -> u32
 fn translate(packet: &mut Packet, call: &mut Call) -> Result<(), Counter> {
     let new = seen(&call.flow);
     rewrite(packet, ETHERNET, &call.ip, &call.tuple, &new)?;
-    [call.ip.src, call.ip.dst] = new.addresses();
+    call.ip = call.ip.readdressed(new.addresses());
     Ok(())
 }
 
@@ -210,7 +210,7 @@ fn error(packet: &mut Packet, call: &mut Call) -> Result<u32, Counter> {
     let src = if from_client { call.flow.client } else { call.ip.src };
     let new = seen(&call.flow).reversed();
     icmp_error::rewrite(packet, ETHERNET, &call.ip, [src, call.flow.ip], &quoted, &new)?;
-    [call.ip.src, call.ip.dst] = [src, call.flow.ip];
+    call.ip = call.ip.readdressed([src, call.flow.ip]);
     Ok(apart::encode(Ok(())))
 }
 

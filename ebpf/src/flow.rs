@@ -1,7 +1,7 @@
 //! What is remembered of flows (map `FLOWS`): reading an entry, keeping it fresh, and what a
 //! packet says about the flow that it is of. What an entry means is its user's business.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use netagent_common::{Counter, Flow};
 
 use crate::headers::{Ipv4, SCTP, TCP, Tcp};
@@ -9,11 +9,12 @@ use crate::packet::Packet;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Now, in seconds of the monotonic clock.
+/// Now, in seconds of the monotonic clock, as of its last tick: reading the clock itself takes
+/// longer than a lookup.
 #[inline(always)]
 pub(crate) fn now() -> u32 {
     // SAFETY: the helper only reads a clock.
-    (unsafe { bpf_ktime_get_ns() } / SECOND) as u32
+    (unsafe { bpf_ktime_get_coarse_ns() } / SECOND) as u32
 }
 
 /// What a packet means to its flow.

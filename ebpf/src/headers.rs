@@ -4,7 +4,7 @@
 
 use netagent_common::VXLAN_OVERHEAD;
 
-use crate::checksum::fold;
+use crate::checksum::{Delta, fold};
 
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET: u32 = size_of::<Ethernet>() as u32;
@@ -45,6 +45,15 @@ pub(crate) struct Ipv4 {
     pub(crate) dst: [u8; 4],
 }
 
+/// The last bytes of an [`Ipv4`]: what changes with its addresses.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv4End {
+    pub(crate) checksum: [u8; 2],
+    pub(crate) src: [u8; 4],
+    pub(crate) dst: [u8; 4],
+}
+
 /// The don't-fragment bit of [`Ipv4::fragment`].
 pub(crate) const DONT_FRAGMENT: [u8; 2] = [0x40, 0x00];
 /// The explicit congestion notification bits of [`Ipv4::tos`] (RFC 3168).
@@ -53,10 +62,8 @@ pub(crate) const ECN: u8 = 0b11;
 pub(crate) const CONGESTED: u8 = 0b11;
 
 impl Ipv4 {
-    /// Offset of [`Self::checksum`].
-    pub(crate) const CHECKSUM: u32 = core::mem::offset_of!(Self, checksum) as u32;
-    /// Offset of [`Self::src`] and, behind it, [`Self::dst`].
-    pub(crate) const ADDRESSES: u32 = core::mem::offset_of!(Self, src) as u32;
+    /// Offset of its [`Ipv4End`].
+    pub(crate) const END: u32 = core::mem::offset_of!(Self, checksum) as u32;
 
     /// A header without options that starts a packet of `len` bytes, its checksum
     /// filled in. A length that does not fit its field is written as 0, as the
@@ -78,6 +85,18 @@ impl Ipv4 {
         };
         header.checksum = header.sum();
         header
+    }
+
+    /// The same from and to others.
+    #[inline(always)]
+    pub(crate) fn readdressed(&self, [src, dst]: [[u8; 4]; 2]) -> Self {
+        let change = Delta::of(self.src, src).and(Delta::of(self.dst, dst));
+        Self { checksum: change.applied_to(self.checksum), src, dst, ..*self }
+    }
+
+    #[inline(always)]
+    pub(crate) fn end(&self) -> Ipv4End {
+        Ipv4End { checksum: self.checksum, src: self.src, dst: self.dst }
     }
 
     /// Header length in bytes, options included.

@@ -52,8 +52,8 @@ pub(crate) fn quoted(packet: &Packet, at: u32, ip: &Ipv4) -> Option<Quoted> {
     Some(Quoted { at, ip, tuple })
 }
 
-/// Makes the error at byte `at`, which has header `ip` and quotes `quoted`, one from
-/// `new_src` to `new_dst` about a packet of `new`.
+/// Makes the error at byte `at`, which has header `ip` and quotes `quoted`, one with these
+/// addresses about a packet of `new`.
 ///
 /// An SCTP checksum in the quote stays as it is: nobody can check it there.
 ///
@@ -64,24 +64,21 @@ pub(crate) fn rewrite(
     packet: &mut Packet,
     at: u32,
     ip: &Ipv4,
-    [new_src, new_dst]: [[u8; 4]; 2],
+    new_addresses: [[u8; 4]; 2],
     quoted: &Quoted,
     new: &Tuple,
 ) -> Result<(), Counter> {
-    let outside = Delta::of(ip.src, new_src).and(Delta::of(ip.dst, new_dst));
-    if !outside.is_nothing() {
-        packet.replace_l3_checksum(at + Ipv4::CHECKSUM, outside)?;
-        packet.store(at + Ipv4::ADDRESSES, &[new_src, new_dst])?;
+    if [ip.src, ip.dst] != new_addresses {
+        packet.store(at + Ipv4::END, &ip.readdressed(new_addresses).end())?;
     }
     let addresses = quoted.tuple.addresses_to(new);
     let ports = Delta::of(quoted.tuple.ports(), new.ports());
-    let checksum = addresses.applied_to(quoted.ip.checksum);
-    packet.store(quoted.at + Ipv4::CHECKSUM, &checksum)?;
-    packet.store(quoted.at + Ipv4::ADDRESSES, &new.addresses())?;
+    let end = quoted.ip.readdressed(new.addresses()).end();
+    packet.store(quoted.at + Ipv4::END, &end)?;
     let l4 = quoted.at + quoted.ip.header_len();
     packet.store(l4, &new.ports())?;
     let change = addresses
-        .and(Delta::of_word(quoted.ip.checksum, checksum))
+        .and(Delta::of_word(quoted.ip.checksum, end.checksum))
         .and(ports)
         .and(quoted_checksum(packet, l4, quoted.ip.protocol, addresses.and(ports))?);
     // An ICMP checksum knows no addresses.

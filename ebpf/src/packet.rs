@@ -15,16 +15,16 @@ use aya_ebpf::bindings::{
     bpf_tunnel_key,
 };
 use aya_ebpf::helpers::{
-    bpf_clone_redirect, bpf_csum_diff, bpf_get_hash_recalc, bpf_l3_csum_replace,
-    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room,
-    bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes,
-    bpf_skb_pull_data, bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
+    bpf_clone_redirect, bpf_csum_diff, bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_redirect,
+    bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_change_type, bpf_skb_get_tunnel_key, bpf_skb_load_bytes, bpf_skb_pull_data,
+    bpf_skb_set_tunnel_key, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use netagent_common::{Counter, Probe};
 
 use crate::checksum::{Delta, fold};
-use crate::headers::{Arp, ETHERNET, Ethernet, Icmp, Ipv4, OVERHEAD, Outer, Tcp};
+use crate::headers::{Arp, ETHERNET, Ethernet, Icmp, Ipv4, Ipv4End, OVERHEAD, Outer, Tcp};
 
 /// Frames to this machine (`PACKET_HOST` of linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -59,20 +59,7 @@ macro_rules! headers {
         unsafe impl Header for $header {}
     )+};
 }
-headers!(
-    Arp,
-    Ethernet,
-    Icmp,
-    Ipv4,
-    Outer,
-    Probe,
-    Tcp,
-    u8,
-    [u8; 2],
-    [u8; 4],
-    [[u8; 4]; 2],
-    [u8; 136]
-);
+headers!(Arp, Ethernet, Icmp, Ipv4, Ipv4End, Outer, Probe, Tcp, u8, [u8; 2], [u8; 4], [u8; 136]);
 
 /// The packet, from its Ethernet header on.
 pub(crate) struct Packet {
@@ -287,16 +274,6 @@ impl Packet {
         // SAFETY: the helper reads N bytes of the packet, in reach as `at` says.
         let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes, N as u32, 0) };
         Ok((!fold(sum as u32)).to_ne_bytes())
-    }
-
-    /// Corrects the IPv4 header checksum at byte `at` for a change of the header.
-    ///
-    /// # Errors
-    /// `DropRefused` if it is not there or cannot be written.
-    #[inline(always)]
-    pub(crate) fn replace_l3_checksum(&mut self, at: u32, change: Delta) -> Result<(), Counter> {
-        // SAFETY: as in `linear`.
-        done(unsafe { bpf_l3_csum_replace(self.skb, at, 0, u64::from(change.to_bits()), 0) })
     }
 
     /// Corrects the layer 4 checksum at byte `at` for a change of what it covers. `flags`

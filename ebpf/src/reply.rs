@@ -135,7 +135,7 @@ pub(crate) fn send(packet: &mut Packet, port: &Port, ip: &Ipv4, flow: &Flow) -> 
         let config = maps::config().ok_or(Counter::DropRefused)?;
         if flow.via == config.vtep {
             let call = maps::call().ok_or(Counter::DropRefused)?;
-            call.ip = Ipv4 { src: flow.ip, dst: flow.client, ..*ip };
+            call.ip = ip.readdressed([flow.ip, flow.client]);
             call.caller = Caller::endpoint(port);
             return exit::leave(packet, call);
         }

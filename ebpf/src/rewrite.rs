@@ -78,8 +78,7 @@ pub(crate) fn rewrite(
 ) -> Result<(), Counter> {
     let addresses = old.addresses_to(new);
     if old.addresses() != new.addresses() {
-        packet.replace_l3_checksum(at + Ipv4::CHECKSUM, addresses)?;
-        packet.store(at + Ipv4::ADDRESSES, &new.addresses())?;
+        packet.store(at + Ipv4::END, &ip.readdressed(new.addresses()).end())?;
     }
     if ip.is_later_fragment() {
         return Ok(());

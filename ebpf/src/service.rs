@@ -61,16 +61,6 @@ pub(crate) fn call(packet: &mut Packet, port: &Port, ip: &Ipv4, vip: &Endpoint) 
     }
 }
 
-/// Carries a packet to a virtual address on; its frame begins at byte 0 and it has
-/// header `ip`.
-#[expect(dead_code, reason = "comes with the routing mesh")]
-#[inline(always)]
-pub(crate) fn carry(packet: &mut Packet, caller: &Caller, ip: &Ipv4) -> Outcome {
-    let mut choice = Choice::NONE;
-    choose::choose(packet, caller, ip, &mut choice)?;
-    carry_on(packet, caller, ip, &choice)
-}
-
 #[inline(always)]
 pub(crate) fn carry_on(
     packet: &mut Packet,

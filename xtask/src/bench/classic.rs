@@ -8,10 +8,13 @@
 //!                Docker's NAT rules (and so conntrack) in the host's namespace
 //! ```
 
+use std::process::Command;
+
 use anyhow::{Context, Result};
 
 use super::lab::{Lab, OVERLAY, UNDERLAY};
 use super::{Variant, ends};
+use crate::command::CommandExt;
 use crate::node::{Host, Shell};
 
 const VNI: &str = "4097";
@@ -93,6 +96,10 @@ pub(super) fn filter(lab: &Lab, host: &Host, rules: &str) -> Result<()> {
 /// Whether the packet filter sees what the bridges of a namespace carry.
 pub(super) fn filter_bridge(host: &Host, on: bool) -> Result<()> {
     let value = u8::from(on);
+    if on {
+        // It may be built in.
+        let _ = Command::new("modprobe").arg("br_netfilter").read();
+    }
     let set = host.read(&["sysctl", "-qw", &format!("net.bridge.bridge-nf-call-iptables={value}")]);
     match set {
         // Not loaded: it sees nothing.

@@ -72,7 +72,8 @@ pub(crate) fn docker_mesh(lab: &Lab) -> Result<Vec<Variant>> {
     let nat = |hook: &str, rule: &str| {
         format!(
             "table ip published {{ chain {hook} {{ type nat hook {hook} priority -100;
-               meta l4proto {{ tcp, udp }} {ports} {rule}; }} }}"
+               meta l4proto {{ tcp, udp }} {ports} {rule}; }}
+             }}"
         )
     };
     let dnat = format!("fib daddr type local dnat to {}", GATEWAY[0]);
@@ -110,7 +111,7 @@ fn gateway(host: &Host, balancer: &Host) -> Result<()> {
 fn balance(lab: &Lab, host: &Host, own: Ipv4Addr, hook: &str, called: &str) -> Result<()> {
     let rules = format!(
         "table ip balancer {{
-           chain mark {{ type filter hook {hook} priority mangle; {called} meta mark set {MARK}; }}
+           chain marking {{ type filter hook {hook} priority mangle; {called} meta mark set {MARK}; }}
            chain postrouting {{ type nat hook postrouting priority srcnat;
              ip daddr {server} snat to {own}; }}
          }}",
