@@ -75,6 +75,8 @@ pub(super) fn service<'a>(node: &Node, name: &'a str, ports: &[&str]) -> Result<
 
 /// Starts a task of a service that does nothing; its network namespace.
 pub(super) fn task(lab: &Lab, node: &Node, service: &str, name: &str) -> Result<Host> {
+    let known = || Ok(node.read(&["netagent", "service", "inspect", service]).ok().map(drop));
+    eventually("the node to hear of the service", PATIENCE, known)?;
     let run = ["netagent", "run", "--service", service, "--name", name, "--", "sleep", "infinity"];
     let child = node.spawn(&run)?;
     // What runs is a child of `netagent run`, which stays to drain it when it is to end.
