@@ -204,12 +204,13 @@ async fn who(
         Some(uplink) => Ok(Some(uplink.clone())),
         None => cluster.uplink().await,
     };
-    let host = Netlink.read().await;
+    let (host, own) = (Netlink.read().await, record.addresses().own());
     match uplink.and_then(|uplink| Ok((uplink, host?))) {
         Ok((uplink, host)) => Some(Me {
             id: record.node,
-            vtep: record.address,
-            neighbour_bits: host.neighbour_bits(uplink.as_deref()?, record.address),
+            vtep: own,
+            advertised: record.address,
+            neighbour_bits: host.neighbour_bits(uplink.as_deref()?, own),
             uplink: uplink?,
             addresses: host.own_addresses(),
             datapath: args.datapath,

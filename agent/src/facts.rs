@@ -3,10 +3,10 @@
 //! of it (which address to advertise, which destinations no network may take) is
 //! decided by pure functions.
 
+mod address;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context as _, Result, bail};
@@ -24,6 +24,8 @@ use rtnetlink::{MulticastGroup, RouteMessageBuilder};
 use tokio::sync::watch;
 
 use crate::plan::LINK_PREFIX;
+
+pub use address::Addresses;
 
 /// Routing protocol number of routes that netagent adds (`ip route ... proto 110`).
 pub const OUR_PROTOCOL: u8 = 110;
@@ -75,48 +77,6 @@ pub trait HostReader: Send + Sync + 'static {
 }
 
 impl Host {
-    /// The address that other nodes shall use: `advertise` if this host has it,
-    /// else the only address of `uplink`, or of the link with the default route,
-    /// or of the whole host.
-    ///
-    /// # Errors
-    /// If there is none or more than one, naming them.
-    pub fn choose_address(
-        &self,
-        advertise: Option<Ipv4Addr>,
-        uplink: Option<&str>,
-    ) -> Result<Ipv4Addr> {
-        if let Some(address) = advertise {
-            return match self.link_of(address) {
-                Some(_) => Ok(address),
-                None => bail!(
-                    "{address} is not an address of this host; it has {}",
-                    self.list(self.candidates())
-                ),
-            };
-        }
-        let links: Vec<&Link> = match uplink {
-            Some(name) => match self.links.iter().find(|l| l.name == name) {
-                Some(link) => vec![link],
-                None => bail!("this host has no interface {name}"),
-            },
-            None => match self.default_link() {
-                Some(link) if !link.addresses.is_empty() => vec![link],
-                _ => self.candidates().collect(),
-            },
-        };
-        let addresses: Vec<_> = links.iter().flat_map(|l| &l.addresses).collect();
-        match addresses[..] {
-            [address] => Ok(*address),
-            [] => bail!("no interface of this host has an address that other nodes could use"),
-            _ => bail!(
-                "which address shall the other nodes use? This host has {}: choose one with \
-                 --advertise-addr",
-                self.list(links.into_iter())
-            ),
-        }
-    }
-
     /// The link that has this address.
     #[must_use]
     pub fn link_of(&self, address: Ipv4Addr) -> Option<&Link> {
@@ -171,26 +131,6 @@ impl Host {
     pub fn own_addresses(&self) -> BTreeSet<Ipv4Addr> {
         let own = self.links.iter().filter(|l| !l.name.starts_with(LINK_PREFIX));
         own.flat_map(|l| &l.addresses).copied().filter(|a| !a.is_loopback()).collect()
-    }
-
-    fn default_link(&self) -> Option<&Link> {
-        let route = self.routes.iter().find(|r| r.destination.prefix() == 0)?;
-        self.links.iter().find(|l| Some(&l.name) == route.link.as_ref())
-    }
-
-    fn candidates(&self) -> impl Iterator<Item = &Link> {
-        self.links.iter().filter(|l| {
-            l.up && !l.loopback && !l.addresses.is_empty() && !l.name.starts_with(LINK_PREFIX)
-        })
-    }
-
-    fn list<'a>(&self, links: impl Iterator<Item = &'a Link>) -> String {
-        let mut text = String::new();
-        for (link, address) in links.flat_map(|l| l.addresses.iter().map(move |a| (l, a))) {
-            let comma = if text.is_empty() { "" } else { ", " };
-            let _ = write!(text, "{comma}{address} ({})", link.name);
-        }
-        if text.is_empty() { "none".to_owned() } else { text }
     }
 }
 
@@ -387,7 +327,7 @@ mod tests {
         Route { destination, link: Some(link.to_owned()), gateway, protocol }
     }
 
-    fn host() -> Host {
+    pub(super) fn host() -> Host {
         Host {
             links: vec![
                 link("lo", &["127.0.0.1"]),
@@ -406,35 +346,6 @@ mod tests {
                 route("192.168.50.0/24", "eth0", 16),
             ],
         }
-    }
-
-    #[test]
-    fn address_of_the_uplink() {
-        let host = host();
-        let eth0 = Ipv4Addr::new(192, 168, 50, 11);
-        assert_eq!(host.choose_address(None, None).unwrap(), eth0);
-        assert_eq!(host.choose_address(None, Some("eth0")).unwrap(), eth0);
-        assert_eq!(host.choose_address(Some(eth0), None).unwrap(), eth0);
-        assert_eq!(host.link_of(eth0).unwrap().name, "eth0");
-        let elsewhere = host.choose_address(Some(Ipv4Addr::new(1, 2, 3, 4)), None).unwrap_err();
-        assert!(elsewhere.to_string().contains("192.168.50.11 (eth0)"), "{elsewhere}");
-        host.choose_address(None, Some("eth7")).unwrap_err();
-    }
-
-    #[test]
-    fn a_choice_is_left_to_the_user() {
-        let mut host = host();
-        host.routes.clear();
-        let text = host.choose_address(None, None).unwrap_err().to_string();
-        for part in ["192.168.50.11 (eth0)", "172.17.0.1 (docker0)", "--advertise-addr"] {
-            assert!(text.contains(part), "{text}");
-        }
-        assert!(!text.contains("na-abc") && !text.contains("127.0.0.1"), "{text}");
-        host.links[1].addresses.push(Ipv4Addr::new(192, 168, 50, 12));
-        let text = host.choose_address(None, Some("eth0")).unwrap_err().to_string();
-        assert!(text.contains("192.168.50.12 (eth0)"), "{text}");
-        host.links.clear();
-        host.choose_address(None, None).unwrap_err();
     }
 
     #[test]

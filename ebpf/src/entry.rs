@@ -38,7 +38,7 @@ const IDLE: u32 = 900;
 pub(crate) struct Outside {
     /// The interface behind which it is; 0 for the uplink.
     pub(crate) link: u32,
-    /// Tunnel address of this node.
+    /// Tunnel address of this node, as the others know it.
     pub(crate) vtep: [u8; 4],
 }
 

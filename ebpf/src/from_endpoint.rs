@@ -95,6 +95,6 @@ fn leave(packet: &mut Packet, port: &Port, ip: &Ipv4) -> Outcome {
     }
     let pass = Ok(Verdict::Pass(Counter::PassedToHost));
     let Some(config) = config else { return pass };
-    let from = Outside { link: packet.ifindex(), vtep: config.vtep };
+    let from = Outside { link: packet.ifindex(), vtep: config.advertised };
     entry::enter(packet, from).unwrap_or(pass)
 }

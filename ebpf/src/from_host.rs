@@ -27,5 +27,5 @@ fn mesh(packet: &mut Packet) -> Option<Outcome> {
     if packet.at::<Ethernet>(0).ok()?.src == GATEWAY_MAC {
         return None;
     }
-    entry::enter(packet, Outside { link: LOOPBACK, vtep: config.vtep })
+    entry::enter(packet, Outside { link: LOOPBACK, vtep: config.advertised })
 }

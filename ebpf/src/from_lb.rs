@@ -50,5 +50,5 @@ fn caller(vni: u32, ip: &Ipv4, tuple: &Tuple) -> Result<Caller, Counter> {
 #[inline(always)]
 fn mesh(vni: u32) -> Result<Caller, Counter> {
     let config = maps::config().ok_or(Counter::DropRefused)?;
-    Ok(Caller::new(vni, config.vtep, GATEWAY_MAC))
+    Ok(Caller::new(vni, config.advertised, GATEWAY_MAC))
 }

@@ -2,7 +2,7 @@
 //! for published ports into the mesh, and leaves everything else alone. Everything of the host passes here, so the way to "not ours"
 //! is short.
 
-use netagent_common::{Config, Counter};
+use netagent_common::{Config, Counter, ESP_IN_UDP_PORT};
 
 use crate::entry::{self, Outside};
 use crate::headers::{CONGESTED, ECN, ETHERNET, IPV4, Ipv4, OVERHEAD, Outer, TCP, TYPE_IPV4, UDP};
@@ -14,12 +14,18 @@ use crate::{encap, encrypted, maps, probe};
 #[inline(always)]
 pub(crate) fn handle(packet: &mut Packet) -> Outcome {
     let Some(config) = maps::config() else { return Ok(Verdict::Pass(Counter::PassedAtUplink)) };
-    match look(packet, config) {
+    let tunnel = look(packet, config);
+    if let Tunnel::InUdp = tunnel
+        && let Some(outcome) = encrypted::out_of_udp(packet)
+    {
+        return outcome;
+    }
+    match tunnel {
         Tunnel::None => return Ok(Verdict::Pass(Counter::PassedAtUplink)),
         Tunnel::Unusual => return Ok(Verdict::Pass(Counter::PassedToVxlan)),
         Tunnel::Encrypted => return encrypted(packet),
-        Tunnel::Other => {
-            let from = Outside { link: 0, vtep: config.vtep };
+        Tunnel::InUdp | Tunnel::Other => {
+            let from = Outside { link: 0, vtep: config.advertised };
             let mesh = entry::enter(packet, from);
             return mesh.unwrap_or(Ok(Verdict::Pass(Counter::PassedAtUplink)));
         }
@@ -62,6 +68,8 @@ enum Tunnel {
     Other,
     /// Of that of encrypted networks, and not encrypted (any more).
     Encrypted,
+    /// Of that, and encrypted in UDP; or somebody else's who uses that port.
+    InUdp,
     /// Of it, and left to the kernel.
     Unusual,
     /// Of it.
@@ -86,6 +94,7 @@ fn look(packet: &mut Packet, config: &Config) -> Tunnel {
             }
         }
         Ok(port) if config.is_encrypted(port) => Tunnel::Encrypted,
+        Ok(port) if port == ESP_IN_UDP_PORT.to_be_bytes() && config.encrypts() => Tunnel::InUdp,
         _ => Tunnel::Other,
     }
 }

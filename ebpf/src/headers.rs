@@ -19,6 +19,7 @@ pub(crate) const TYPE_ARP: [u8; 2] = [0x08, 0x06];
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
+pub(crate) const ESP: u8 = 50;
 pub(crate) const SCTP: u8 = 132;
 
 #[repr(C)]
@@ -145,6 +146,11 @@ pub(crate) struct Udp {
     pub(crate) dst: [u8; 2],
     pub(crate) len: [u8; 2],
     pub(crate) checksum: [u8; 2],
+}
+
+impl Udp {
+    /// Bytes of it.
+    pub(crate) const LEN: u32 = size_of::<Self>() as u32;
 }
 
 /// A TCP header without its options.

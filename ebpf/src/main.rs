@@ -21,6 +21,7 @@
 //!
 //!   uplink ───────▶ from_uplink
 //!                    ├─ to a published port ────────▶ a backend, here or elsewhere
+//!                    ├─ ESP in UDP of a member ─────▶ as ESP, the host's stack
 //!                    ├─ else not of the tunnel ─────▶ the host's stack
 //!                    ├─ popped by the kernel alone ─▶ the host's stack, na-vxlan ──┐
 //!                    ├─ from or to a wrong one ─────▶ drop                         │

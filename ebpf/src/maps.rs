@@ -41,7 +41,7 @@ static ENDPOINTS: HashMap<EndpointKey, Endpoint, 262_144, GROW> = HashMap::new()
 #[btf_map]
 static NETWORKS: HashMap<u32, Network, 65_536, GROW> = HashMap::new();
 
-/// The other member nodes, by VTEP. Asked only to name a refusal: the agent writes no
+/// The other member nodes, by VTEP. Of VXLAN asked only to name a refusal: the agent writes no
 /// endpoint of a node that is no member.
 #[btf_map]
 static PEERS: HashMap<[u8; 4], Peer, 16_384, GROW> = HashMap::new();
@@ -140,6 +140,13 @@ pub(crate) fn network(vni: u32) -> Option<&'static Network> {
 #[inline(always)]
 pub(crate) fn is_member(vtep: [u8; 4]) -> bool {
     PEERS.get_ptr(vtep).is_some()
+}
+
+/// Whether `vtep` is a member from which ESP comes in UDP.
+#[inline(always)]
+pub(crate) fn sends_in_udp(vtep: [u8; 4]) -> bool {
+    // SAFETY: as in `port`.
+    unsafe { PEERS.get(vtep) }.is_some_and(Peer::is_in_udp)
 }
 
 /// The network whose subnet `ip` is in.

@@ -25,7 +25,7 @@ pub(crate) fn fits(packet: &Packet, ip: &Ipv4, mtu: u32) -> Result<bool, Counter
     let at = ETHERNET + ip.header_len();
     let header = match ip.protocol {
         TCP => u32::from(packet.load::<u8>(at + 12)? >> 4) * 4,
-        UDP => size_of::<Udp>() as u32,
+        UDP => Udp::LEN,
         _ => 0,
     };
     Ok(ip.header_len() + header + segment <= mtu)

@@ -11,8 +11,9 @@
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT,
     BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
-    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
-    bpf_tunnel_key,
+    BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS,
+    bpf_adj_room_mode::{BPF_ADJ_ROOM_MAC, BPF_ADJ_ROOM_NET},
+    bpf_redir_neigh, bpf_tunnel_key,
 };
 use aya_ebpf::helpers::{
     bpf_clone_redirect, bpf_csum_diff, bpf_get_hash_recalc, bpf_l4_csum_replace, bpf_redirect,
@@ -24,7 +25,7 @@ use aya_ebpf::programs::TcContext;
 use netagent_common::{Counter, Probe};
 
 use crate::checksum::{Delta, fold};
-use crate::headers::{Arp, ETHERNET, Ethernet, Icmp, Ipv4, Ipv4End, OVERHEAD, Outer, Tcp};
+use crate::headers::{Arp, ETHERNET, Ethernet, Icmp, Ipv4, Ipv4End, OVERHEAD, Outer, Tcp, Udp};
 
 /// Frames to this machine (`PACKET_HOST` of linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -223,7 +224,7 @@ impl Packet {
     /// short. The packet is then unchanged.
     #[inline(always)]
     pub(crate) fn push_outer(&mut self) -> Result<(), Counter> {
-        self.adjust_room(OVERHEAD as i32, PUSHED)
+        self.adjust_room(OVERHEAD as i32, BPF_ADJ_ROOM_MAC, PUSHED)
     }
 
     /// Removes the 50 bytes between the Ethernet header and the inner IPv4 packet.
@@ -232,7 +233,17 @@ impl Packet {
     /// `DropRefused` if the kernel refuses.
     #[inline(always)]
     pub(crate) fn pop_outer(&mut self) -> Result<(), Counter> {
-        self.adjust_room(-(OVERHEAD as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        self.adjust_room(-(OVERHEAD as i32), BPF_ADJ_ROOM_MAC, flags)
+    }
+
+    /// Removes the UDP header behind the IPv4 header, which has no options.
+    ///
+    /// # Errors
+    /// `DropRefused` if the kernel refuses.
+    #[inline(always)]
+    pub(crate) fn pop_udp(&mut self) -> Result<(), Counter> {
+        self.adjust_room(-(Udp::LEN as i32), BPF_ADJ_ROOM_NET, 0)
     }
 
     /// Puts `bytes` of room between the Ethernet header and the IPv4 packet.
@@ -241,13 +252,13 @@ impl Packet {
     /// `DropRefused` if the kernel refuses.
     #[inline(always)]
     pub(crate) fn prepend(&mut self, bytes: u32) -> Result<(), Counter> {
-        self.adjust_room(bytes as i32, 0)
+        self.adjust_room(bytes as i32, BPF_ADJ_ROOM_MAC, 0)
     }
 
     #[inline(always)]
-    fn adjust_room(&mut self, bytes: i32, flags: u64) -> Result<(), Counter> {
+    fn adjust_room(&mut self, bytes: i32, mode: u32, flags: u64) -> Result<(), Counter> {
         // SAFETY: as in `linear`.
-        done(unsafe { bpf_skb_adjust_room(self.skb, bytes, BPF_ADJ_ROOM_MAC, flags) })
+        done(unsafe { bpf_skb_adjust_room(self.skb, bytes, mode, flags) })
     }
 
     /// Cuts the packet to `len` bytes; it is no GSO packet afterwards.

@@ -133,7 +133,7 @@ pub(crate) fn send(packet: &mut Packet, port: &Port, ip: &Ipv4, flow: &Flow) -> 
     translate(packet, ip, flow)?;
     if flow.via != [0; 4] {
         let config = maps::config().ok_or(Counter::DropRefused)?;
-        if flow.via == config.vtep {
+        if flow.via == config.advertised {
             let call = maps::call().ok_or(Counter::DropRefused)?;
             call.ip = ip.readdressed([flow.ip, flow.client]);
             call.caller = Caller::endpoint(port);

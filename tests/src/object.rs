@@ -92,9 +92,9 @@ impl Object {
     }
 
     /// Writes an entry of `PEERS`.
-    pub fn set_peer(&mut self, vtep: Ipv4Addr) {
+    pub fn set_peer(&mut self, vtep: Ipv4Addr, peer: Peer) {
         let mut map: HashMap<_, [u8; 4], Peer> = self.map(maps::PEERS);
-        map.insert(vtep.octets(), Peer::default(), 0).expect("PEERS takes an entry");
+        map.insert(vtep.octets(), peer, 0).expect("PEERS takes an entry");
     }
 
     /// Writes an entry of `ENCRYPTED`.

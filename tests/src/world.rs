@@ -14,7 +14,7 @@
 
 use std::net::Ipv4Addr;
 
-use netagent_common::{Config, Endpoint, Network, Port, Service, Slot, SlotKey, VXLAN_PORT};
+use netagent_common::{Config, Endpoint, Network, Peer, Port, Service, Slot, SlotKey, VXLAN_PORT};
 
 use crate::object::Object;
 use crate::packet::Mac;
@@ -126,8 +126,8 @@ pub fn fill(object: &mut Object, links: &Links) {
     for (host, vtep) in [(C, THERE), (D, ELSEWHERE), (F, THERE)] {
         object.set_endpoint(host.vni, host.ip, Endpoint::remote(host.mac, vtep));
     }
-    object.set_peer(THERE);
-    object.set_peer(ELSEWHERE);
+    object.set_peer(THERE, Peer::default());
+    object.set_peer(ELSEWHERE, Peer::default());
 }
 
 /// Makes the service at [`VIP`], with these backends of weight 1, one slot each.

@@ -97,6 +97,9 @@ pub struct InitRequest {
     /// Address that the other nodes use; needed if the host has several.
     #[schema(value_type = Option<String>)]
     pub advertise: Option<Ipv4Addr>,
+    /// Address of this host, if that is another because it is behind NAT.
+    #[schema(value_type = Option<String>)]
+    pub local: Option<Ipv4Addr>,
     /// Pool from which subnets of networks are taken.
     #[schema(value_type = Option<String>, example = "10.0.0.0/8")]
     pub pool: Option<Ipv4Network>,
@@ -117,6 +120,9 @@ pub struct JoinRequest {
     /// Address that the other nodes use; by default the one that reaches the manager.
     #[schema(value_type = Option<String>)]
     pub advertise: Option<Ipv4Addr>,
+    /// Address of this host, if that is another because it is behind NAT.
+    #[schema(value_type = Option<String>)]
+    pub local: Option<Ipv4Addr>,
 }
 
 /// Reply to init and join.
@@ -555,6 +561,10 @@ pub struct NodeFacts {
     /// Address of its agent and its tunnel end.
     #[schema(value_type = String)]
     pub address: Ipv4Addr,
+    /// The address that its host has, if it is behind NAT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub local_address: Option<Ipv4Addr>,
     /// MTU of its uplink, bytes.
     pub mtu: u16,
     /// Datapath.

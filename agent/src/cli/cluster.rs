@@ -16,7 +16,7 @@ use crate::api::types::{
     ClusterStatus, InitRequest, JoinRequest, JoinToken, LeaveRequest, Membership, RotatedKey,
     UpdateCluster,
 };
-use crate::model::Role;
+use crate::model::{Node, Role};
 
 /// Verbs of `netagent cluster`.
 #[derive(Subcommand, Debug)]
@@ -39,16 +39,25 @@ pub(super) enum Verb {
 /// command that adds a worker. Other nodes reach this one on TCP port 2377; overlay traffic
 /// uses the UDP port given by --data-path-port. What is chosen here holds for the life of
 /// the cluster.
+///
+/// Behind NAT, give the address at which the others find this node, and with --local-addr the one
+/// that its host has. The NAT is to forward TCP port 2377, the data path's UDP port and, for
+/// encrypted networks, UDP port 4500 to it, and to send what comes from it with the advertised
+/// address. It keeps its address for as long as it is in the cluster.
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
       netagent cluster init
       netagent cluster init --advertise-addr 192.0.2.11
+      netagent cluster init --advertise-addr 203.0.113.7 --local-addr 10.0.0.11
       netagent cluster init --default-addr-pool 172.24.0.0/13 --default-addr-pool-mask-length 22")]
 pub(super) struct Init {
     /// Address of this host that other nodes use, for the API and for the overlay; needed
     /// if the host has several
     #[arg(long, value_name = "ADDRESS")]
     advertise_addr: Option<Ipv4Addr>,
+    /// Address that this host has itself, where --advertise-addr is that of a NAT before it
+    #[arg(long, value_name = "ADDRESS", requires = "advertise_addr")]
+    local_addr: Option<Ipv4Addr>,
     /// Pool from which networks get their subnets [default: 10.0.0.0/8]
     #[arg(long, value_name = "CIDR")]
     default_addr_pool: Option<Ipv4Network>,
@@ -65,9 +74,15 @@ pub(super) struct Init {
 /// The token proves the manager to this node (it holds the digest of the cluster's CA) and
 /// this node to the manager, and says in which role the node joins. `netagent cluster
 /// join-token` prints it, on a manager.
+///
+/// Behind NAT, give the address at which the others find this node, and with --local-addr the one
+/// that its host has. The NAT is to forward the data path's UDP port (4789) and, for encrypted
+/// networks, UDP port 4500 to it, and to send what comes from it with the advertised address.
 #[derive(Args, Debug)]
 #[command(after_long_help = "Examples:
-      netagent cluster join --token TOKEN 192.0.2.11:2377")]
+      netagent cluster join --token TOKEN 192.0.2.11:2377
+      netagent cluster join --token TOKEN --advertise-addr 203.0.113.8 --local-addr 10.0.0.12 \\
+          192.0.2.11:2377")]
 pub(super) struct Join {
     /// Join token
     #[arg(long)]
@@ -79,6 +94,9 @@ pub(super) struct Join {
     /// manager from
     #[arg(long, value_name = "ADDRESS")]
     advertise_addr: Option<Ipv4Addr>,
+    /// Address that this host has itself, where --advertise-addr is that of a NAT before it
+    #[arg(long, value_name = "ADDRESS", requires = "advertise_addr")]
+    local_addr: Option<Ipv4Addr>,
 }
 
 /// Show the token and the command with which nodes join
@@ -180,6 +198,7 @@ pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
         Verb::Init(args) => {
             let request = InitRequest {
                 advertise: args.advertise_addr,
+                local: args.local_addr,
                 pool: args.default_addr_pool,
                 pool_prefix: args.default_addr_pool_mask_length,
                 data_path_port: args.data_path_port,
@@ -197,6 +216,7 @@ pub(super) async fn run(verb: Verb, client: &Client) -> anyhow::Result<()> {
                 token: args.token,
                 manager: args.manager,
                 advertise: args.advertise_addr,
+                local: args.local_addr,
             };
             let membership: Membership = client.post("/v1/cluster/join", &request).await?;
             format!("This node, {}, joined as a {}.\n", membership.node, membership.role)
@@ -279,7 +299,7 @@ fn info(status: &ClusterStatus) -> String {
             ("Node", node.id.to_string()),
             ("Host name", node.hostname.clone()),
             ("Role", node.role.to_string()),
-            ("Address", node.address.to_string()),
+            ("Address", address(node)),
             ("Uplink MTU", node.mtu.to_string()),
             ("Datapath", node.datapath.to_string()),
             ("Manager reachable", output::yes_no(status.manager_reachable)),
@@ -292,6 +312,14 @@ fn info(status: &ClusterStatus) -> String {
         facts.push(("Node", removed.to_owned()));
     }
     output::facts(facts)
+}
+
+/// A node's address, and behind NAT its host's own.
+fn address(node: &Node) -> String {
+    match node.local_address {
+        None => node.address.to_string(),
+        Some(own) => format!("{}, by NAT to {own}", node.address),
+    }
 }
 
 #[cfg(test)]
@@ -347,6 +375,14 @@ mod tests {
              Applied revision:  7\n\
              Certificate until: 2027-02-18T10:00:00Z\n"
         );
+    }
+
+    #[test]
+    fn info_of_a_node_behind_nat() {
+        let mut node = node("abcdefghijklmnop", "n1", "manager", "ready");
+        assert_eq!(address(&node), "192.168.50.11");
+        node.local_address = Some(Ipv4Addr::new(10, 0, 0, 11));
+        assert_eq!(address(&node), "192.168.50.11, by NAT to 10.0.0.11");
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub(super) struct Ls {
 /// Show nodes in full, as JSON
 ///
 /// Prints a JSON array with one object per node: role, status, address of its
-/// agent and tunnel end, MTU of its uplink, datapath, version, the routes of its
+/// agent and tunnel end, behind NAT also the one that its host has, MTU of its uplink, datapath, version, the routes of its
 /// host that no network may overlap, and the path to it from this node: whether packets get
 /// there and back, whether its own probes arrive here, round trip, the largest packet that
 /// passes, and what is wrong.

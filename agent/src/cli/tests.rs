@@ -25,6 +25,7 @@ fn what_swarm_users_type() {
         "cluster init --default-addr-pool 10.20.0.0/16 --default-addr-pool-mask-length 26",
         "cluster join --token TOKEN 192.168.50.11:2377",
         "cluster join --token TOKEN --advertise-addr 192.168.50.12 manager.example",
+        "cluster join --token TOKEN --advertise-addr 203.0.113.8 --local-addr 10.0.0.12 m",
         "cluster join-token worker",
         "cluster join-token -q manager",
         "cluster join-token --rotate worker",
@@ -334,16 +335,17 @@ fn what_is_asked_of_the_agent() {
         ("node rm n3", &["DELETE /v1/nodes/n3"]),
         ("node rm -f n3", &["DELETE /v1/nodes/n3?force=true"]),
         (
-            "cluster init --advertise-addr 192.168.50.11",
+            "cluster init --advertise-addr 203.0.113.7 --local-addr 10.0.0.11",
             &[
-                "POST /v1/cluster/init {\"advertise\":\"192.168.50.11\",\"pool\":null,\
-               \"pool_prefix\":null,\"data_path_port\":null}",
+                "POST /v1/cluster/init {\"advertise\":\"203.0.113.7\",\"local\":\"10.0.0.11\",\
+               \"pool\":null,\"pool_prefix\":null,\"data_path_port\":null}",
                 "GET /v1/cluster/join-token/worker",
             ],
         ),
         (
             "cluster join --token T m",
-            &["POST /v1/cluster/join {\"token\":\"T\",\"manager\":\"m\",\"advertise\":null}"],
+            &["POST /v1/cluster/join {\"token\":\"T\",\"manager\":\"m\",\"advertise\":null,\
+             \"local\":null}"],
         ),
         ("cluster join-token worker", &["GET /v1/cluster/join-token/worker"]),
         ("cluster join-token --rotate worker", &["POST /v1/cluster/join-token/worker"]),

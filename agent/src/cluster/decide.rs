@@ -241,13 +241,24 @@ pub(super) fn admit(view: &View, id: &NodeId, role: Role, facts: &NodeFacts) -> 
 
 /// A node's record from its facts.
 pub(super) fn node(id: NodeId, role: Role, facts: NodeFacts) -> Node {
-    let NodeFacts { hostname, address, mtu, datapath, version, routes, certificate, ipsec } = facts;
+    let NodeFacts {
+        hostname,
+        address,
+        local_address,
+        mtu,
+        datapath,
+        version,
+        routes,
+        certificate,
+        ipsec,
+    } = facts;
     let (status, epoch) = (NodeStatus::Ready, 0);
     Node {
         id,
         hostname,
         role,
         address,
+        local_address,
         mtu,
         datapath,
         version,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ca::{self, Credentials};
 use super::disk;
+use crate::facts::Addresses;
 use crate::model::{ClusterInfo, NodeId, Role};
 use crate::store::Files;
 
@@ -48,8 +49,19 @@ pub struct Record {
     pub role: Role,
     /// The address that it advertises.
     pub address: Ipv4Addr,
+    /// The address that its host has, if it is behind NAT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_address: Option<Ipv4Addr>,
     /// Managers' API addresses, `HOST:PORT`; empty on a manager.
     pub managers: Vec<String>,
+}
+
+impl Record {
+    /// Its address, as the others and as this host know it.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        Addresses { advertised: self.address, local: self.local_address }
+    }
 }
 
 impl Identity {
@@ -165,7 +177,8 @@ mod tests {
         let (id, created) = ("c".to_owned(), String::new());
         let cluster = ClusterInfo { id, data_path_port: 4789, created, restored: None };
         let address = Ipv4Addr::LOCALHOST;
-        let record = Record { cluster, node, role: Role::Worker, address, managers: vec![] };
+        let role = Role::Worker;
+        let record = Record { cluster, node, role, address, local_address: None, managers: vec![] };
         let steps = [(NEXT_KEY, &new.key), (CERTIFICATE, &new.certificate), (KEY, &new.key)];
         for done in 0..=steps.len() {
             let dir = tempfile::tempdir().unwrap();

@@ -111,6 +111,7 @@ mod tests {
             let facts = NodeFacts {
                 hostname: format!("n{n}"),
                 address: [192, 168, 50, n].into(),
+                local_address: None,
                 mtu: 1500,
                 datapath: Datapath::Ebpf,
                 version: "0".to_owned(),

@@ -1,7 +1,6 @@
 //! What a node is and runs while it is a member of a cluster.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +21,7 @@ use super::updates::Updates;
 use super::{ClusterConfig, Error};
 use crate::api::client::ClientError;
 use crate::api::types::NodeFacts;
+use crate::facts::Addresses;
 use crate::model::{Certificate, Endpoint, EndpointId, NodeId, Snapshot};
 
 /// Endpoints of which a manager is told at the same time.
@@ -93,7 +93,7 @@ impl Member {
         let mut ipsec = config.ipsec.clone();
         loop {
             ipsec.mark_unchanged();
-            match self::facts(config, self.identity.record.address).await {
+            match self::facts(config, self.identity.record.addresses()).await {
                 Ok(mut new) => {
                     new.certificate = self.certificate();
                     facts.send_if_modified(|old| old.replace(new.clone()).as_ref() != Some(&new));
@@ -257,11 +257,9 @@ pub(super) async fn bind(config: &ClusterConfig) -> Result<TcpListener> {
 }
 
 /// What this host is, seen from its address.
-pub(super) async fn facts(config: &ClusterConfig, address: Ipv4Addr) -> Result<NodeFacts> {
+pub(super) async fn facts(config: &ClusterConfig, addresses: Addresses) -> Result<NodeFacts> {
     let host = config.host.read().await?;
-    let own = host.link_of(address).with_context(|| {
-        format!("no interface of this host has address {address}, which it advertises")
-    })?;
+    let own = host.own_link(addresses)?;
     let link = match &config.uplink {
         None => own,
         Some(name) => host.links.iter().find(|l| l.name == *name).with_context(|| {
@@ -270,7 +268,8 @@ pub(super) async fn facts(config: &ClusterConfig, address: Ipv4Addr) -> Result<N
     };
     Ok(NodeFacts {
         hostname: config.hostname.clone(),
-        address,
+        address: addresses.advertised,
+        local_address: addresses.local,
         mtu: link.mtu,
         datapath: config.datapath,
         version: config.version.clone(),

@@ -26,7 +26,7 @@ use crate::api::types::{
     CertificateReply, CertificateRequest, InitRequest, JoinRequest, LeaveRequest, Membership,
     NodeFacts,
 };
-use crate::facts::source_address;
+use crate::facts::{Addresses, source_address};
 use crate::model::{ClusterInfo, NodeId, Role, Snapshot};
 use crate::store::{Op, Sqlite, Store as _, StoreError};
 
@@ -79,10 +79,10 @@ impl Cluster {
         self.must_be_outside()?;
         let (pool, data_path_port) = validate::init(&request)?;
         let host = config.host.read().await?;
-        let address = host
-            .choose_address(request.advertise, config.uplink.as_deref())
+        let addresses = host
+            .choose_address(request.advertise, request.local, config.uplink.as_deref())
             .map_err(|e| Error::Invalid(format!("{e:#}")))?;
-        let facts = self.facts(address).await?;
+        let facts = self.facts(addresses).await?;
         validate::newcomer(&facts, &Snapshot::default())?;
         let listener = member::bind(config).await?;
 
@@ -118,7 +118,14 @@ impl Cluster {
         ];
         store.txn(vec![], first).await?;
         store.close().await;
-        let record = Record { cluster: info, node, role, address, managers: vec![] };
+        let record = Record {
+            cluster: info,
+            node,
+            role,
+            address: addresses.advertised,
+            local_address: addresses.local,
+            managers: vec![],
+        };
         let identity = Identity { record, credentials };
         identity.save(&config.data_dir)?;
         self.enter(identity, Some(listener), &mut tasks).await
@@ -131,12 +138,12 @@ impl Cluster {
         let token: Token = request.token.parse().map_err(|e| Error::Invalid(format!("{e}")))?;
         let manager = with_port(&request.manager)?;
         let peer = resolve(&manager).await?;
-        let address = match request.advertise {
-            None => source_address(peer),
-            chosen => config.host.read().await?.choose_address(chosen, None),
+        let addresses = match (request.advertise, request.local) {
+            (None, None) => source_address(peer).map(Addresses::direct),
+            (advertise, local) => config.host.read().await?.choose_address(advertise, local, None),
         };
-        let address = address.map_err(|e| Error::Invalid(format!("{e:#}")))?;
-        let facts = self.facts(address).await?;
+        let addresses = addresses.map_err(|e| Error::Invalid(format!("{e:#}")))?;
+        let facts = self.facts(addresses).await?;
         let (key, csr) = ca::request()?;
         let reply = ask_to_join(&manager, &token, csr, facts).await?;
         let credentials =
@@ -150,7 +157,8 @@ impl Cluster {
             cluster: reply.cluster,
             node: reply.node,
             role: reply.role,
-            address,
+            address: addresses.advertised,
+            local_address: addresses.local,
             managers: vec![manager],
         };
         let identity = Identity { record, credentials };

@@ -44,7 +44,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
@@ -55,7 +54,7 @@ use crate::api::types::{
     CertificateReply, CertificateRequest, ClusterStatus, CreateNetwork, CreateService, JoinToken,
     KeyStatus, NodeFacts, RenewalReply, RenewalRequest, StatusReport, UpdateCluster, UpdateService,
 };
-use crate::facts::HostReader;
+use crate::facts::{Addresses, HostReader};
 use crate::model::{
     CaRotation, Datapath, Ipsec, Name, Network, NodeId, Role, Service, Snapshot, Trust,
 };
@@ -188,7 +187,7 @@ impl Cluster {
         self.0.member.borrow().as_ref().map(|m| m.identity.record.clone())
     }
 
-    /// The interface that carries the tunnel: the one that has the advertised
+    /// The interface that carries the tunnel: the one that has this node's own
     /// address. None if this node is in no cluster.
     ///
     /// # Errors
@@ -196,10 +195,7 @@ impl Cluster {
     pub async fn uplink(&self) -> Result<Option<String>, Error> {
         let Some(record) = self.identity() else { return Ok(None) };
         let host = self.0.config.host.read().await?;
-        let link = host.link_of(record.address).with_context(|| {
-            format!("no interface of this host has address {}, which it advertises", record.address)
-        })?;
-        Ok(Some(link.name.clone()))
+        Ok(Some(host.own_link(record.addresses())?.name.clone()))
     }
 
     /// What `GET /v1/cluster` tells.
@@ -456,8 +452,8 @@ impl Cluster {
         }
     }
 
-    /// This node's facts now, seen from the address that it advertises.
-    async fn facts(&self, address: std::net::Ipv4Addr) -> anyhow::Result<NodeFacts> {
-        member::facts(&self.0.config, address).await
+    /// This node's facts now, seen from its address.
+    async fn facts(&self, addresses: Addresses) -> anyhow::Result<NodeFacts> {
+        member::facts(&self.0.config, addresses).await
     }
 }

@@ -90,6 +90,57 @@ async fn the_uplink_must_be_there_and_its_mtu_counts() {
 }
 
 #[tokio::test]
+async fn a_node_behind_nat_has_two_addresses() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "n1", N1);
+    let public = Ipv4Addr::new(203, 0, 113, 7);
+    let cluster = Cluster::open(config.clone()).await.unwrap();
+    let init = InitRequest { advertise: Some(public), local: Some(N1), ..Default::default() };
+    cluster.init(init).await.unwrap();
+    cluster.close().await;
+
+    let cluster = Cluster::open(config).await.unwrap();
+    let record = cluster.identity().unwrap();
+    assert_eq!((record.address, record.addresses().own()), (public, N1));
+    assert_eq!(cluster.uplink().await.unwrap().as_deref(), Some("eth0"));
+    let node = cluster.status().node.unwrap();
+    assert_eq!((node.address, node.local_address), (public, Some(N1)));
+    let token = cluster.join_token(Role::Worker, false).await.unwrap();
+    assert!(token.manager.starts_with("203.0.113.7:"), "{}", token.manager);
+    for subnet in ["203.0.113.0/24", "192.168.50.0/24"] {
+        let network = network(serde_json::json!({"name": "db", "subnet": subnet}));
+        let refused = cluster.create_network(&network).await.unwrap_err().to_string();
+        assert!(refused.contains("the address of node n1"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn what_one_has_another_cannot_advertise() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "n2", N1);
+    let [one, two] = [7, 8].map(|last| Ipv4Addr::new(203, 0, 113, last));
+    let facts = async |advertised, local| {
+        member::facts(&config, Addresses { advertised, local }).await.unwrap()
+    };
+    for (member, newcomer, clash) in [
+        ((one, Some(N1)), (two, Some(N1)), None),
+        ((one, Some(N1)), (N1, None), Some("could not reach each other")),
+        ((N1, None), (one, Some(N1)), Some("could not reach each other")),
+        ((one, Some(N1)), (one, Some(N1)), Some("is that of node")),
+    ] {
+        let member = facts(member.0, member.1).await;
+        let member = decide::node(NodeId::new(), Role::Worker, member);
+        let nodes = [(member.id.clone(), member)].into();
+        let snapshot = Snapshot { nodes, ..Snapshot::default() };
+        let said = validate::newcomer(&facts(newcomer.0, newcomer.1).await, &snapshot);
+        match clash {
+            None => said.unwrap(),
+            Some(clash) => assert!(said.unwrap_err().to_string().contains(clash)),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_life() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::open(config(dir.path(), "n1", N1)).await.unwrap();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnetwork::Ipv4Network;
+use netagent_common::ESP_IN_UDP_PORT;
 
 use super::Error;
 use super::allocate::{contains, overlap};
@@ -67,6 +68,13 @@ pub(super) fn init(request: &InitRequest) -> Result<(Pool, u16), Error> {
     let port = request.data_path_port.unwrap_or(4789);
     if port < 1024 {
         return Err(Error::Invalid(format!("data path port {port} is below 1024")));
+    }
+    // Encrypted networks have the next.
+    if [port, port.saturating_add(1)].contains(&ESP_IN_UDP_PORT) {
+        return Err(Error::Invalid(format!(
+            "data path port {port}: encrypted packets go by UDP port {ESP_IN_UDP_PORT} through NAT, \
+             so it and the one before are not to be had"
+        )));
     }
     Ok((Pool { block, prefix }, port))
 }
@@ -222,10 +230,10 @@ pub(super) fn subnet(subnet: Ipv4Network, snapshot: &Snapshot) -> Result<(), Err
                 node.hostname
             )));
         }
-        if subnet.contains(node.address) {
+        if let Some(address) = node.addresses().find(|a| subnet.contains(*a)) {
             return Err(Error::Conflict(format!(
-                "subnet {subnet} contains {}, the address of node {}",
-                node.address, node.hostname
+                "subnet {subnet} contains {address}, the address of node {}",
+                node.hostname
             )));
         }
     }
@@ -237,7 +245,7 @@ pub(super) fn subnet(subnet: Ipv4Network, snapshot: &Snapshot) -> Result<(), Err
 pub(super) fn taken(snapshot: &Snapshot) -> Vec<Ipv4Network> {
     let nodes = snapshot.nodes.values();
     let routes = nodes.clone().flat_map(|n| n.routes.iter().copied());
-    let addresses = nodes.map(|n| Ipv4Network::from(n.address));
+    let addresses = nodes.flat_map(Node::addresses).map(Ipv4Network::from);
     let special = SPECIAL.iter().filter_map(|(ip, prefix, _)| Ipv4Network::new(*ip, *prefix).ok());
     let networks = snapshot.networks.values().map(|n| n.subnet);
     networks.chain(routes).chain(addresses).chain(special).collect()
@@ -381,13 +389,16 @@ pub(super) fn facts(facts: &NodeFacts) -> Result<(), Error> {
             facts.routes.len()
         )));
     }
-    if facts.address.is_unspecified()
-        || facts.address.is_multicast()
-        || facts.address.is_broadcast()
-    {
-        return Err(Error::Invalid(format!("{} is not an address of a host", facts.address)));
+    let is_none = |a: &Ipv4Addr| a.is_unspecified() || a.is_multicast() || a.is_broadcast();
+    match own(facts).find(is_none) {
+        Some(address) => Err(Error::Invalid(format!("{address} is not an address of a host"))),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// The addresses of a host: two if it is behind NAT.
+fn own(facts: &NodeFacts) -> impl Iterator<Item = Ipv4Addr> {
+    [Some(facts.address), facts.local_address].into_iter().flatten()
 }
 
 /// Whether a host with these facts can become a member.
@@ -403,11 +414,21 @@ pub(super) fn newcomer(facts: &NodeFacts, snapshot: &Snapshot) -> Result<(), Err
             facts.address, node.hostname, node.status, node.id
         )));
     }
+    let hides = |node: &&Node| {
+        facts.local_address == Some(node.address) || node.local_address == Some(facts.address)
+    };
+    if let Some(node) = snapshot.nodes.values().find(hides) {
+        return Err(Error::Conflict(format!(
+            "host {} ({}) and node {} ({}) could not reach each other: behind NAT, one of them has \
+             the address itself that the other advertises",
+            facts.hostname, facts.address, node.hostname, node.address
+        )));
+    }
     for network in snapshot.networks.values() {
-        if network.subnet.contains(facts.address) {
+        if let Some(address) = own(facts).find(|a| network.subnet.contains(*a)) {
             return Err(Error::Conflict(format!(
-                "address {} lies in network {} ({})",
-                facts.address, network.name, network.subnet
+                "address {address} lies in network {} ({})",
+                network.name, network.subnet
             )));
         }
         if let Some(route) = facts.routes.iter().find(|r| overlap(**r, network.subnet)) {

@@ -159,6 +159,7 @@ fn node(status: NodeStatus) -> Node {
         hostname: "node".to_owned(),
         role: Role::Worker,
         address: Ipv4Addr::new(192, 0, 2, 1),
+        local_address: None,
         mtu: 1500,
         datapath: Datapath::Ebpf,
         version: "0".to_owned(),

@@ -67,6 +67,10 @@ pub struct Node {
     /// Address of its agent and of its tunnel end (VTEP).
     #[schema(value_type = String)]
     pub address: Ipv4Addr,
+    /// The address that its host has, if it is behind NAT, which takes it for `address`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub local_address: Option<Ipv4Addr>,
     /// MTU of its uplink, in bytes.
     pub mtu: u16,
     /// Datapath it runs.
@@ -87,4 +91,17 @@ pub struct Node {
     /// Newest epoch of the cluster's keys that its kernel receives by; 0 for none.
     #[serde(default)]
     pub epoch: u64,
+}
+
+impl Node {
+    /// Its addresses: two if it is behind NAT.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+        [Some(self.address), self.local_address].into_iter().flatten()
+    }
+
+    /// Whether the other nodes reach it through NAT.
+    #[must_use]
+    pub fn is_behind_nat(&self) -> bool {
+        self.local_address.is_some()
+    }
 }

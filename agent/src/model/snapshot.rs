@@ -201,11 +201,18 @@ impl Snapshot {
     pub fn mtu(&self, network: &Network) -> u16 {
         let underlay = self.nodes.values().map(|n| n.mtu).min().unwrap_or(1500);
         let largest = if network.encrypted {
-            netagent_common::encrypted_mtu(underlay)
+            self.encrypted_mtu(underlay)
         } else {
             underlay.saturating_sub(netagent_common::VXLAN_OVERHEAD)
         };
         network.mtu.map_or(largest, |chosen| chosen.min(largest))
+    }
+
+    /// Largest packet of encrypted networks, in bytes, where the underlay takes `underlay`.
+    #[must_use]
+    pub fn encrypted_mtu(&self, underlay: u16) -> u16 {
+        let in_udp = self.nodes.values().any(Node::is_behind_nat);
+        netagent_common::encrypted_mtu(underlay, in_udp)
     }
 }
 

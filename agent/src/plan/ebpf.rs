@@ -109,6 +109,7 @@ fn node(state: &mut State, snapshot: &Snapshot, me: &Me, port: u16) {
             uplink: me.uplink.clone(),
             vxlan: VXLAN_LINK.to_owned(),
             vtep: me.vtep,
+            advertised: me.advertised,
             port,
             neighbour_bits: me.neighbour_bits,
             lb: None,
@@ -117,8 +118,10 @@ fn node(state: &mut State, snapshot: &Snapshot, me: &Me, port: u16) {
     );
     state.insert(Key::Hook(VXLAN_LINK.to_owned(), Hook::FromOverlay), program());
     state.insert(Key::Hook(me.uplink.clone(), Hook::FromUplink), program());
+    let here = snapshot.nodes.get(&me.id);
     for peer in snapshot.nodes.values().filter(|n| n.id != me.id) {
-        state.insert(Key::Map(MapKey::Peer(peer.address)), Value::Present);
+        let in_udp = here.is_some_and(|here| encryption::is_in_udp(here, peer));
+        state.insert(Key::Map(MapKey::Peer(peer.address)), Value::Peer { in_udp });
     }
     for network in snapshot.networks.values() {
         state.insert(Key::Map(MapKey::Subnet(network.subnet)), Value::Vni(network.vni));

@@ -38,6 +38,9 @@ pub enum Way {
 pub struct Association {
     /// The sending node.
     pub from: Ipv4Addr,
+    /// Whether the kernel puts its packets into UDP, for NAT. It takes none out: what comes
+    /// in is ESP, wherever it was on the way.
+    pub in_udp: bool,
     /// UDP port that it is for, host order.
     pub port: u16,
     /// The key.
@@ -110,7 +113,7 @@ pub(super) fn encrypt(state: &mut State, snapshot: &Snapshot, me: &Me, cluster: 
         return;
     }
     let underlay = snapshot.nodes.get(&me.id).map_or(1500, |n| n.mtu);
-    let mtu = netagent_common::encrypted_mtu(underlay);
+    let mtu = snapshot.encrypted_mtu(underlay);
     state.insert(
         Key::Link(Ns::Host, IPSEC_LINK.to_owned()),
         Value::Link(Link::VxlanExternal { port, mtu }),
@@ -129,15 +132,21 @@ pub(super) fn encrypt(state: &mut State, snapshot: &Snapshot, me: &Me, cluster: 
     let others = snapshot.nodes.values().filter(|n| n.id != me.id && n.ipsec.missing.is_none());
     for other in others {
         for key in &keyring.keys {
-            associate(state, key, port, me, [other, here]);
+            associate(state, key, port, me, Way::In, [here, other]);
         }
         state.insert(Key::Policy(Way::In, Some(other.address)), policy(me.vtep, Need::Any));
         if let Some(key) = keyring.up_to(other.epoch) {
-            let index = associate(state, key, port, me, [here, other]);
+            let index = associate(state, key, port, me, Way::Out, [here, other]);
             let out = Key::Policy(Way::Out, Some(other.address));
             state.insert(out, policy(me.vtep, Need::Index(index)));
         }
     }
+}
+
+/// Whether ESP between two nodes goes in UDP: through NAT nothing else does. Both know of the
+/// other what the manager does, and so both say the same.
+pub(super) fn is_in_udp(one: &Node, other: &Node) -> bool {
+    one.is_behind_nat() || other.is_behind_nat()
 }
 
 fn associate(
@@ -145,17 +154,22 @@ fn associate(
     key: &ClusterKey,
     port: u16,
     me: &Me,
-    [from, to]: [&Node; 2],
+    way: Way,
+    [here, other]: [&Node; 2],
 ) -> u32 {
-    let (index, aead) = derive(key, from, to);
+    let ((index, aead), from, to) = match way {
+        Way::In => (derive(key, other, here), other.address, me.vtep),
+        Way::Out => (derive(key, here, other), me.vtep, other.address),
+    };
     let association = Association {
-        from: from.address,
+        from,
+        in_udp: way == Way::Out && is_in_udp(here, other),
         port,
         key: aead,
         packets: key.packets,
         generation: me.ipsec.generation,
     };
-    state.insert(Key::Association(to.address, index), Value::Association(association));
+    state.insert(Key::Association(to, index), Value::Association(association));
     index
 }
 
@@ -255,6 +269,50 @@ mod tests {
         }
         let [to, from] = [0, 1].map(|n| associations(&here, ends[n]).remove(0));
         assert_ne!((to.0, to.1.key), (from.0, from.1.key), "each direction has its own");
+    }
+
+    /// This end of an association has the address that its host has, the other the one that it
+    /// is known by; what is sent goes in UDP, and what comes in has been taken out of it.
+    #[test]
+    fn through_nat_esp_goes_in_udp() {
+        let own = Ipv4Addr::new(10, 99, 0, 2);
+        let mut world = world(&[3], 3);
+        let known = world.me.vtep;
+        let there =
+            world.snapshot.nodes.values().find(|n| n.id != world.me.id).map(|n| n.address).unwrap();
+        let (direct, outside) = (desired(&world), elsewhere(&world));
+        let peer = |state: &State, vtep| state[&Key::Map(MapKey::Peer(vtep))].clone();
+        assert_eq!(peer(&direct, there), Value::Peer { in_udp: false });
+        world.me.vtep = own;
+        world.snapshot.nodes.get_mut(&world.me.id).unwrap().local_address = Some(own);
+        for (state, before, [here, other]) in
+            [(desired(&world), direct, [own, there]), (elsewhere(&world), outside, [there, known])]
+        {
+            let of = |state: &State, to| associations(state, to).remove(0);
+            let (out, inward) = (of(&state, other), of(&state, here));
+            assert_eq!((out.1.from, out.1.in_udp), (here, true));
+            assert_eq!((inward.1.from, inward.1.in_udp), (other, false));
+            let was = of(&before, other);
+            assert_eq!((out.0, &out.1.key), (was.0, &was.1.key), "no address is in a key");
+            for way in [Way::In, Way::Out] {
+                let Value::Policy(policy) = &state[&Key::Policy(way, Some(other))] else {
+                    panic!("{way:?}")
+                };
+                assert_eq!(policy.vtep, here);
+            }
+            assert_eq!(peer(&state, other), Value::Peer { in_udp: true });
+            let Value::Link(Link::VxlanExternal { mtu, .. }) =
+                &state[&Key::Link(Ns::Host, IPSEC_LINK.to_owned())]
+            else {
+                panic!("there is a device")
+            };
+            assert_eq!(*mtu, 1408, "eight bytes are for UDP");
+        }
+        let Value::Config { vtep, advertised, .. } = &desired(&world)[&Key::Map(MapKey::Config)]
+        else {
+            panic!("CONFIG")
+        };
+        assert_eq!((*vtep, *advertised), (own, known));
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(crate) fn node(last: u8) -> Node {
         hostname: format!("n{last}"),
         role: Role::Worker,
         address: Ipv4Addr::new(192, 168, 50, 10 + last),
+        local_address: None,
         mtu: 1500,
         datapath: Datapath::Ebpf,
         version: "0.1.0".into(),
@@ -92,6 +93,7 @@ pub(crate) fn two_nodes() -> World {
     let me = Me {
         id: here.id.clone(),
         vtep: here.address,
+        advertised: here.address,
         uplink: "eth0".into(),
         neighbour_bits: 24,
         addresses: [here.address].into(),

@@ -39,8 +39,10 @@ pub use state::{
 pub struct Me {
     /// This node.
     pub id: NodeId,
-    /// Its tunnel address.
+    /// Its tunnel address, which its uplink has.
     pub vtep: Ipv4Addr,
+    /// The address by which the other nodes know it: the same, unless it is behind NAT.
+    pub advertised: Ipv4Addr,
     /// Interface that carries the tunnel.
     pub uplink: String,
     /// Nodes whose addresses share so many bits with `vtep` are neighbours on the

@@ -104,7 +104,7 @@ pub enum MapKey {
     Network(Vni),
     /// `SUBNETS`. Value: `Vni`.
     Subnet(Ipv4Network),
-    /// `PEERS`, by VTEP. Value: `Present`.
+    /// `PEERS`, by VTEP. Value: `Peer`.
     Peer(Ipv4Addr),
     /// `ENDPOINTS`. Value: `Endpoint`, or `Vip` for a virtual address.
     Endpoint(Vni, Ipv4Addr),
@@ -226,6 +226,8 @@ pub enum Value {
         vxlan: String,
         /// This node's VTEP.
         vtep: Ipv4Addr,
+        /// As in [`Me`](super::Me).
+        advertised: Ipv4Addr,
         /// VXLAN UDP port.
         port: u16,
         /// As in [`Me`](super::Me).
@@ -238,6 +240,11 @@ pub enum Value {
     /// Of [`MapKey::Encrypted`]: the vxlan device that carries the network; none if nothing
     /// on this node can.
     Through(Option<String>),
+    /// Of [`MapKey::Peer`].
+    Peer {
+        /// Whether ESP comes from it in UDP.
+        in_udp: bool,
+    },
     /// Of [`MapKey::Network`].
     Network {
         /// Gateway address.

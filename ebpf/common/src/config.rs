@@ -8,7 +8,7 @@ pub struct Config {
     pub uplink: u32,
     /// Interface index of the collect-metadata vxlan device.
     pub vxlan: u32,
-    /// This node's VTEP address.
+    /// This node's VTEP address, which an interface of it has.
     pub vtep: [u8; 4],
     /// Bits in which another node's address must equal `vtep` for the node to be a
     /// neighbour on the uplink, reached without a gateway.
@@ -18,6 +18,9 @@ pub struct Config {
     /// Interface index of the host side of the veth to the namespace where IPVS
     /// schedules; 0 if there is none.
     pub lb: u32,
+    /// The address by which the other nodes know this one: `vtep`, unless it is behind NAT.
+    /// No other node has it, as one may have `vtep` behind a NAT of its own.
+    pub advertised: [u8; 4],
 }
 
 impl Config {
@@ -27,7 +30,14 @@ impl Config {
     #[must_use]
     pub fn new(uplink: u32, vxlan: u32, vtep: core::net::Ipv4Addr, port: u16) -> Self {
         let (vtep, port) = (vtep.octets(), port.to_be_bytes());
-        Self { uplink, vxlan, vtep, mask: [u8::MAX; 4], port, encrypted: [0; 2], lb: 0 }
+        let (mask, encrypted, advertised) = ([u8::MAX; 4], [0; 2], vtep);
+        Self { uplink, vxlan, vtep, mask, port, encrypted, lb: 0, advertised }
+    }
+
+    /// The same behind NAT, where the others know this node by `address`.
+    #[must_use]
+    pub fn advertised_as(self, address: core::net::Ipv4Addr) -> Self {
+        Self { advertised: address.octets(), ..self }
     }
 
     /// The same where nodes whose addresses share the first `bits` bits with this one's
@@ -97,7 +107,7 @@ impl Config {
     }
 }
 
-const _: () = assert!(size_of::<Config>() == 24);
+const _: () = assert!(size_of::<Config>() == 28);
 pod!(Config);
 
 #[cfg(test)]

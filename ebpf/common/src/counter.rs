@@ -96,6 +96,9 @@ counters! {
     ProbeReturned = "probe_returned",
     /// Carried to another node encrypted: given to the kernel's VXLAN device and IPsec.
     Encrypted = "encrypted",
+    /// ESP of another node that came in UDP, because one of the two is behind NAT: taken out
+    /// of it, and passed to the kernel's IPsec.
+    TakenOutOfUdp = "taken_out_of_udp",
     /// Leaves by the uplink, and is nothing of an encrypted network in clear: passed
     /// untouched.
     PassedOut = "passed_out",

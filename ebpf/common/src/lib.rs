@@ -31,7 +31,7 @@ pub use service::{
 
 /// Version of every layout in this crate; part of the path under which maps
 /// and links are pinned.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Bytes that VXLAN over IPv4 puts in front of an inner IP packet: outer IPv4
 /// 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348, section 5).
@@ -45,12 +45,19 @@ const ESP_AROUND: u16 = 52;
 /// behind it.
 const ESP_WITHIN: u16 = 32;
 
+/// What UDP puts around ESP (RFC 3948, 2.1).
+const UDP_AROUND_ESP: u16 = 8;
+
 /// Largest inner IP packet of an encrypted network where the underlay takes `underlay`
-/// bytes. ESP pads to four bytes (RFC 4303, 2.4).
+/// bytes, with ESP in UDP or not. ESP pads to four bytes (RFC 4303, 2.4).
 #[must_use]
-pub const fn encrypted_mtu(underlay: u16) -> u16 {
-    (underlay.saturating_sub(ESP_AROUND) & !3).saturating_sub(ESP_WITHIN)
+pub const fn encrypted_mtu(underlay: u16, in_udp: bool) -> u16 {
+    let around = if in_udp { ESP_AROUND + UDP_AROUND_ESP } else { ESP_AROUND };
+    (underlay.saturating_sub(around) & !3).saturating_sub(ESP_WITHIN)
 }
+
+/// UDP port of ESP in UDP, by which it gets through NAT (RFC 3948, 2.1).
+pub const ESP_IN_UDP_PORT: u16 = 4500;
 
 /// Marks the kernel's IPsec associations and policies that are ours (`reqid` of
 /// ip-xfrm(8)).

@@ -149,8 +149,24 @@ pub struct Network {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
-    /// Reserved, 0.
-    pub flags: u32,
+    flags: u32,
+}
+
+impl Peer {
+    const IN_UDP: u32 = 1;
+
+    /// A member; `in_udp` if ESP comes from it in UDP, because it or this node is behind NAT.
+    #[must_use]
+    pub fn new(in_udp: bool) -> Self {
+        Self { flags: if in_udp { Self::IN_UDP } else { 0 } }
+    }
+
+    /// Whether ESP comes from it in UDP.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_in_udp(&self) -> bool {
+        self.flags & Self::IN_UDP != 0
+    }
 }
 
 /// Bits of [`SubnetKey`] that a longest-prefix match compares at most.

@@ -109,6 +109,7 @@ pub fn snapshot(data: &[u8]) {
         let me = Me {
             id: node.id.clone(),
             vtep: node.address,
+            advertised: node.address,
             uplink: "eth0".to_owned(),
             neighbour_bits: 24,
             addresses: [node.address].into(),

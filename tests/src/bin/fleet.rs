@@ -51,6 +51,7 @@ async fn main() -> Result<()> {
             token: token.clone(),
             manager: manager.clone(),
             advertise: Some(address(number)),
+            local: None,
         };
         let directory = PathBuf::from(directory).join(number.to_string());
         let (sender, turns) = (sender.clone(), &turns);
@@ -113,6 +114,7 @@ fn work(
     let (me, me_seen) = watch::channel(Some(Me {
         id: record.node.clone(),
         vtep: record.address,
+        advertised: record.address,
         uplink: "eth0".to_owned(),
         neighbour_bits: 32,
         addresses: BTreeSet::from([record.address]),

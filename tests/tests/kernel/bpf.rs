@@ -255,6 +255,7 @@ type Damage = fn(&World, &Bench) -> String;
 const DAMAGES: &[Damage] = &[
     |_, b| map(b, "delete", "PEERS", "key 192 168 50 12"),
     |_, b| map(b, "update", "PEERS", "key 192 168 50 13 value 0 0 0 0"),
+    |_, b| map(b, "update", "PEERS", "key 192 168 50 12 value 1 0 0 0"),
     |_, b| map(b, "update", "NETWORKS", "key 0 16 0 0 value 10 0 0 9 170 5 0 0"),
     |_, b| map(b, "update", "NETWORKS", "key 9 16 0 0 value 10 0 0 9 170 5 0 0"),
     |_, b| map(b, "update", "SUBNETS", "key 16 0 0 0 10 9 0 0 value 1 0 0 0"),
@@ -263,7 +264,7 @@ const DAMAGES: &[Damage] = &[
         let value = "2 0 0 0 0 0 0 0 0 0 0 0 1 2 3 4 0 0 0 0";
         map(b, "update", "ENDPOINTS", &format!("key 0 16 0 0 10 0 0 4 value {value}"))
     },
-    |_, b| map(b, "update", "CONFIG", &format!("key 0 0 0 0 value {}", "0 ".repeat(24))),
+    |_, b| map(b, "update", "CONFIG", &format!("key 0 0 0 0 value {}", "0 ".repeat(28))),
     |_, b| {
         let value = "0 ".repeat(28);
         map(b, "update", "PORTS", &format!("key 99 0 0 0 value {value}"))

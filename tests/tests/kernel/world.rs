@@ -28,6 +28,7 @@ fn node(id: NodeId, last: u8) -> Node {
         hostname: format!("n{last}"),
         role: Role::Manager,
         address: Ipv4Addr::new(192, 168, 50, 10 + last),
+        local_address: None,
         mtu: 1500,
         datapath: Datapath::Ebpf,
         version: "0".into(),
@@ -168,6 +169,7 @@ impl World {
         let me = Me {
             id: here.id,
             vtep: here.address,
+            advertised: here.address,
             uplink: "eth0".into(),
             neighbour_bits: 24,
             addresses: [here.address].into(),

@@ -3,10 +3,12 @@
 
 use std::net::Ipv4Addr;
 
-use netagent_common::{Counter, GATEWAY_MAC, Scheduler, Service, VXLAN_PORT};
-use netagent_tests::packet::{Packet, ethernet};
-use netagent_tests::prog::{Action, ENCRYPTED_PORT, Node};
-use netagent_tests::world::{A, B, BLUE, C, E, F, HERE, RED, STRANGER, THERE, VIP};
+use netagent_common::{
+    Counter, ESP_IN_UDP_PORT, GATEWAY_MAC, Peer, Scheduler, Service, VXLAN_PORT,
+};
+use netagent_tests::packet::{Packet, checksum, ethernet};
+use netagent_tests::prog::{Action, ENCRYPTED_PORT, Gso, Node};
+use netagent_tests::world::{A, B, BLUE, C, E, ELSEWHERE, F, HERE, RED, STRANGER, THERE, VIP};
 
 use crate::{FLOW, ROUTER, UPLINK, inner, mesh, of_every_protocol};
 
@@ -146,6 +148,69 @@ fn nor_by_the_device_of_others() {
     node.from_overlay(THERE, RED, &plain).redirected(Counter::DeliveredFromVxlan, &plain);
 }
 
+/// What begins with an index and a sequence number, and is as long as told.
+fn esp(len: usize) -> Vec<u8> {
+    (0..len).map(|byte| (byte % 251) as u8 + 1).collect()
+}
+
+/// The same packet without the UDP header, whatever port the NAT chose for its sender.
+#[test]
+fn esp_is_taken_out_of_udp() {
+    let mut node = node();
+    node.object().set_peer(THERE, Peer::new(true));
+    let ip = |from| ethernet(ROUTER, UPLINK).ipv4(from, HERE).id(0xbeef).tos(0x2e).fragment(0x4000);
+    for (source, len) in [(ESP_IN_UDP_PORT, 100), (61_001, 101), (1, 8), (FLOW, 1472)] {
+        let frame =
+            ip(THERE).udp_without_checksum(source, ESP_IN_UDP_PORT).payload(esp(len)).build();
+        let run = node.from_uplink(&frame);
+        assert_eq!((run.action, run.counter()), (Action::Pass, Counter::TakenOutOfUdp), "{run}");
+        let expected = ip(THERE).protocol(50).payload(esp(len)).build();
+        assert_eq!(run.output, expected, "{len} bytes from port {source}: {run}");
+    }
+    // A header that was damaged on the way is so still, for the stack to see.
+    let mut frame = ip(THERE).udp(1, ESP_IN_UDP_PORT).payload(esp(100)).build();
+    frame[14 + 10] ^= 0x40;
+    let run = node.from_uplink(&frame);
+    assert_eq!(run.counter(), Counter::TakenOutOfUdp);
+    assert_ne!(checksum(&[&run.output[14..34]]), 0, "{run}");
+}
+
+/// Others may use that port, for IKE above all: of that nothing is touched.
+#[test]
+fn what_else_comes_to_that_port_is_left_alone() {
+    let mut node = node();
+    node.object().set_peer(THERE, Peer::new(true));
+    let from = |from| udp(from, HERE, ESP_IN_UDP_PORT);
+    let ike = [&[0; 4][..], &esp(96)].concat();
+    let with_options = ethernet(ROUTER, UPLINK).ipv4(THERE, HERE).options(&[1; 8]);
+    for packet in [
+        from(STRANGER).payload(esp(100)),
+        // A member between which and this node there is no NAT.
+        from(ELSEWHERE).payload(esp(100)),
+        from(THERE).payload(ike),
+        // A keepalive (RFC 3948, 2.3), and what is too short to be either.
+        from(THERE).payload([0xff]),
+        from(THERE).payload(esp(3)),
+        ethernet(ROUTER, UPLINK).ipv4(THERE, HERE).fragment(0x2000).udp(1, ESP_IN_UDP_PORT),
+        with_options.udp(1, ESP_IN_UDP_PORT).payload(esp(100)),
+        udp(THERE, STRANGER, ESP_IN_UDP_PORT).payload(esp(100)),
+        ethernet(ROUTER, UPLINK).ipv4(THERE, HERE).tcp(1, ESP_IN_UDP_PORT).payload(esp(100)),
+    ] {
+        node.from_uplink(&packet.build()).passed(Counter::PassedAtUplink);
+    }
+    // The same keepalive as an Ethernet device sends it.
+    let mut keepalive = from(THERE).payload([0xff]).build();
+    keepalive.resize(60, 0);
+    node.from_uplink(&keepalive).passed(Counter::PassedAtUplink);
+    let frame = from(THERE).payload(esp(1000)).build();
+    let gso = Gso { size: 500, segments: 2 };
+    node.gso_from_uplink(&frame, gso).passed(Counter::PassedAtUplink);
+    // Where nothing is encrypted, the port means nothing.
+    let mut node = Node::new();
+    node.object().set_peer(THERE, Peer::new(true));
+    node.from_uplink(&frame).passed(Counter::PassedAtUplink);
+}
+
 #[test]
 fn nothing_leaves_in_clear() {
     let mut node = node();
@@ -158,6 +223,7 @@ fn nothing_leaves_in_clear() {
         // To somebody who is no member it is nothing of ours.
         leaves(udp(HERE, STRANGER, ENCRYPTED_PORT)),
         ethernet(UPLINK, ROUTER).ipv4(HERE, THERE).protocol(50).payload_of(100).build(),
+        udp(HERE, THERE, ESP_IN_UDP_PORT).payload(esp(100)).build(),
         ethernet(UPLINK, ROUTER).ipv4(HERE, THERE).tcp(1, ENCRYPTED_PORT).build(),
         ethernet(UPLINK, ROUTER).ethertype(0x86dd).payload_of(100).build(),
     ] {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use netagent_common::{Counter, VXLAN_PORT};
+use netagent_common::{Counter, Peer, VXLAN_PORT};
 use netagent_tests::packet::{Packet, ethernet};
 use netagent_tests::prog::{Gso, Node};
 use netagent_tests::world::{
@@ -158,7 +158,7 @@ fn a_node_speaks_for_its_own_endpoints_alone() {
     let arp = outer(ELSEWHERE, BLUE).ethernet(C.mac, BROADCAST);
     node.from_uplink(&arp.arp_request((C.mac, C.ip), A.ip).build()).dropped(Counter::DropNotOwner);
     // Not even if this node were its own peer.
-    node.object().set_peer(HERE);
+    node.object().set_peer(HERE, Peer::default());
     node.from_uplink(&frame(HERE, B)).dropped(Counter::DropNotOwner);
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 use aya::programs::tc::qdisc_add_clsact;
 use aya::programs::{SchedClassifier, TcAttachType};
 use netagent_common::{
-    Config, Count, Counter, Endpoint, GATEWAY_MAC, Network, Port, Published, Scheduler, Service,
-    Slot, SlotKey, VXLAN_PORT, programs,
+    Config, Count, Counter, Endpoint, GATEWAY_MAC, Network, Peer, Port, Published, Scheduler,
+    Service, Slot, SlotKey, VXLAN_PORT, programs,
 };
 use netagent_tests::object::{Object, moved};
 use netagent_tests::world::{A, B, BLUE, C, HERE, Host, MTU, THERE, VIP};
@@ -68,7 +68,7 @@ impl Site {
         }
         here.set_remote(C, THERE);
         for node in [&mut here, &mut there] {
-            node.object.set_peer(CLIENT);
+            node.object.set_peer(CLIENT, Peer::default());
             node.set_remote(PLAIN, CLIENT);
         }
         Self { a, b, c, here, there, playground }
@@ -190,7 +190,7 @@ impl Node {
                 attach(&mut object, name, link);
             }
         });
-        object.set_peer(peer);
+        object.set_peer(peer, Peer::default());
         let gateway = A.gateway().octets();
         object.set_network(BLUE, Network { gateway, mtu: MTU as u32 });
         object.set_subnet(A.gateway(), 24, BLUE);

@@ -126,6 +126,7 @@ impl Agent {
             let me = Me {
                 id: cluster.identity().expect("a member").node,
                 vtep: ADDRESS,
+                advertised: ADDRESS,
                 uplink: "eth0".to_owned(),
                 neighbour_bits: 24,
                 addresses: [ADDRESS].into(),

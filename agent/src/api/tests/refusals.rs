@@ -264,7 +264,7 @@ async fn joining() {
         (&token, "127.0.0.1:x", own, 400, "not the address of a manager"),
         (&token, "no such host", own, 400, "not the address of a manager"),
         (&token, "127.0.0.1:1", own, 503, "cannot reach the manager at 127.0.0.1:1"),
-        (&token, &manager, "192.168.50.99", 400, "not an address of this host"),
+        (&token, &manager, "192.168.50.99", 400, "--local-addr"),
     ] {
         let (seen, message) = join(token, manager, advertise).await;
         assert_eq!(seen, status, "{token} {manager}: {message}");
@@ -309,7 +309,10 @@ async fn outside_a_cluster() {
         (json!({"pool": "127.0.0.0/8"}), "loopback"),
         (json!({"data_path_port": 80}), "below 1024"),
         (json!({"data_path_port": 99999}), "99999"),
+        (json!({"data_path_port": 4499}), "UDP port 4500"),
         (json!({"advertise": "1.2.3.4"}), "192.168.50.11 (eth0)"),
+        (json!({"advertise": "1.2.3.4", "local": "10.0.0.5"}), "192.168.50.11 (eth0)"),
+        (json!({"local": "192.168.50.11"}), "--advertise-addr"),
     ] {
         let (status, message) = refusal(post(&n1.client, "/v1/cluster/init", &body).await);
         assert_eq!(status, 400, "{body}: {message}");

@@ -40,6 +40,7 @@ fn cluster() -> (View, [NodeId; 2]) {
         let facts = NodeFacts {
             hostname: format!("n-{datapath}"),
             address: Ipv4Addr::new(192, 168, 50, 1 + datapath as u8),
+            local_address: None,
             mtu: 1500,
             datapath,
             version: "0".to_owned(),
@@ -493,6 +494,7 @@ fn silence_alone_empties_nothing() {
     let facts = NodeFacts {
         hostname: "n3".to_owned(),
         address: Ipv4Addr::new(192, 168, 50, 3),
+        local_address: None,
         mtu: 1500,
         datapath: Datapath::Ebpf,
         version: "0".to_owned(),

@@ -68,11 +68,16 @@ impl Maps {
         let config = self.config.get(&0, 0)?;
         if config != Config::default() {
             let (uplink, vxlan) = (name(config.uplink), name(config.vxlan));
-            let (vtep, port) = (config.vtep.into(), config.port());
-            let neighbour_bits = config.neighbour_bits();
-            let lb = (config.lb != 0).then(|| name(config.lb));
-            let encrypted = config.encrypted_port();
-            let value = Value::Config { uplink, vxlan, vtep, port, neighbour_bits, lb, encrypted };
+            let value = Value::Config {
+                uplink,
+                vxlan,
+                vtep: config.vtep.into(),
+                advertised: config.advertised.into(),
+                port: config.port(),
+                neighbour_bits: config.neighbour_bits(),
+                lb: (config.lb != 0).then(|| name(config.lb)),
+                encrypted: config.encrypted_port(),
+            };
             add(MapKey::Config, value);
         }
         for entry in self.encrypted.iter() {
@@ -91,8 +96,9 @@ impl Maps {
             let subnet = Ipv4Network::new(prefix.data().ip.into(), length)?;
             add(MapKey::Subnet(subnet), Value::Vni(Vni(vni)));
         }
-        for vtep in self.peers.keys() {
-            add(MapKey::Peer(vtep?.into()), Value::Present);
+        for entry in self.peers.iter() {
+            let (vtep, peer) = entry?;
+            add(MapKey::Peer(vtep.into()), Value::Peer { in_udp: peer.is_in_udp() });
         }
         for entry in self.endpoints.iter() {
             let (key, endpoint) = entry?;
@@ -134,10 +140,20 @@ impl Maps {
         match (key, value) {
             (
                 MapKey::Config,
-                Value::Config { uplink, vxlan, vtep, port, neighbour_bits, lb, encrypted },
+                Value::Config {
+                    uplink,
+                    vxlan,
+                    vtep,
+                    advertised,
+                    port,
+                    neighbour_bits,
+                    lb,
+                    encrypted,
+                },
             ) => {
                 let lb = lb.as_deref().map(index).transpose()?.unwrap_or(0);
                 let config = Config::new(index(uplink)?, index(vxlan)?, *vtep, *port)
+                    .advertised_as(*advertised)
                     .with_neighbours(*neighbour_bits)
                     .with_scheduler(lb)
                     .with_encrypted(encrypted.unwrap_or(0));
@@ -154,8 +170,8 @@ impl Maps {
             (MapKey::Subnet(subnet), Value::Vni(vni)) => {
                 self.subnets.insert(&prefix(*subnet), vni.0, 0)?;
             }
-            (MapKey::Peer(vtep), Value::Present) => {
-                self.peers.insert(vtep.octets(), Peer::default(), 0)?;
+            (MapKey::Peer(vtep), Value::Peer { in_udp }) => {
+                self.peers.insert(vtep.octets(), Peer::new(*in_udp), 0)?;
             }
             (MapKey::Endpoint(vni, ip), Value::Endpoint { mac, link, vtep, serves, eligible }) => {
                 let endpoint = match link {

@@ -3,14 +3,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netagent_common::IPSEC_REQID;
+use netagent_common::{ESP_IN_UDP_PORT, IPSEC_REQID};
 use netlink_packet_xfrm::constants::{
-    IPPROTO_ESP, IPPROTO_UDP, XFRM_MODE_TRANSPORT, XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK,
-    XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRM_STATE_ESN,
+    IPPROTO_ESP, IPPROTO_UDP, UDP_ENCAP_ESPINUDP, XFRM_MODE_TRANSPORT, XFRM_POLICY_ALLOW,
+    XFRM_POLICY_BLOCK, XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRM_STATE_ESN,
 };
 use netlink_packet_xfrm::{
-    Address, AlgAead, Id, LifetimeConfig, ReplayEsn, Selector, UserPolicyId, UserPolicyInfo,
-    UserSaId, UserSaInfo, UserTemplate, XfrmAttrs, policy, state,
+    Address, AlgAead, EncapTmpl, Id, LifetimeConfig, ReplayEsn, Selector, UserPolicyId,
+    UserPolicyInfo, UserSaId, UserSaInfo, UserTemplate, XfrmAttrs, policy, state,
 };
 use nix::libc;
 
@@ -35,7 +35,7 @@ pub(super) fn association(
     index: u32,
     association: &Association,
 ) -> state::ModifyMessage {
-    let Association { from, port, packets, .. } = *association;
+    let Association { from, in_udp, port, packets, .. } = *association;
     let user_sa_info = UserSaInfo {
         // Only what the sender may send with it: the addresses are not authenticated.
         selector: selector(port, Some(from), Some(to)),
@@ -61,8 +61,32 @@ pub(super) fn association(
     alg_name[..ALGORITHM.len()].copy_from_slice(ALGORITHM.as_bytes());
     let AeadKey(alg_key) = association.key.clone();
     let aead = AlgAead { alg_name, alg_key_len: bits(&alg_key), alg_icv_len: TAG, alg_key };
-    let nlas = vec![XfrmAttrs::EncryptionAlgAead(aead), XfrmAttrs::ReplayStateEsn(replay)];
-    state::ModifyMessage { user_sa_info, nlas }
+    let nlas = [XfrmAttrs::EncryptionAlgAead(aead), XfrmAttrs::ReplayStateEsn(replay)];
+    let around = in_udp.then(|| XfrmAttrs::EncapsulationTemplate(udp()));
+    state::ModifyMessage { user_sa_info, nlas: nlas.into_iter().chain(around).collect() }
+}
+
+/// What UDP is put around ESP (RFC 3948). To send it the kernel needs no socket.
+fn udp() -> EncapTmpl {
+    EncapTmpl {
+        encap_type: UDP_ENCAP_ESPINUDP,
+        encap_sport: ESP_IN_UDP_PORT,
+        encap_dport: ESP_IN_UDP_PORT,
+        ..EncapTmpl::default()
+    }
+}
+
+/// What is put around ESP, if anything is.
+fn around(message: &state::ModifyMessage) -> Option<(u16, u16, u16)> {
+    message.nlas.iter().find_map(|nla| match nla {
+        XfrmAttrs::EncapsulationTemplate(EncapTmpl {
+            encap_type,
+            encap_sport,
+            encap_dport,
+            ..
+        }) => Some((*encap_type, *encap_sport, *encap_dport)),
+        _ => None,
+    })
 }
 
 fn bits(key: &[u8]) -> u32 {
@@ -93,6 +117,7 @@ pub(super) fn read_association(
     });
     let read = Association {
         from,
+        in_udp: around(found).is_some(),
         port: info.selector.dport,
         key: AeadKey(aead.map(told).unwrap_or_default()),
         packets: info.lifetime_cfg.soft_packet_limit,
@@ -130,6 +155,7 @@ fn is_made_of(found: &state::ModifyMessage, made: &state::ModifyMessage) -> bool
         && is.flags == was.flags
         && window(found) == window(made)
         && aead(found) == aead(made)
+        && around(found) == around(made)
 }
 
 /// What names an association.
@@ -276,7 +302,11 @@ mod tests {
 
     fn wanted() -> Association {
         let key = AeadKey((0..36).collect());
-        Association { from: THERE, port: 4790, key, packets: 100, generation: 9 }
+        Association { from: THERE, in_udp: false, port: 4790, key, packets: 100, generation: 9 }
+    }
+
+    fn wanted_in_udp() -> Association {
+        Association { in_udp: true, ..wanted() }
     }
 
     #[test]
@@ -286,7 +316,10 @@ mod tests {
         let value = Value::Association(wanted());
         assert_eq!(read_association(&message, 9), Some((key.clone(), value.clone(), false)));
         message.user_sa_info.lifetime_cur.packets = 100;
-        assert_eq!(read_association(&message, 9), Some((key, value, true)));
+        assert_eq!(read_association(&message, 9), Some((key.clone(), value, true)));
+        let (message, value) =
+            (association(HERE, 0x0102_0304, &wanted_in_udp()), Value::Association(wanted_in_udp()));
+        assert_eq!(read_association(&message, 9), Some((key, value, false)));
     }
 
     /// The crate does not agree with its own comments on who does.
@@ -311,6 +344,14 @@ mod tests {
         for change in changes {
             let mut message = association(HERE, 1000, &wanted());
             change(&mut message);
+            assert_eq!(read_association(&message, 9).unwrap().1, Value::Present);
+        }
+        for change in [(1, 4500, 4500), (2, 4501, 4500), (2, 4500, 4501)] {
+            let mut message = association(HERE, 1000, &wanted_in_udp());
+            let Some(XfrmAttrs::EncapsulationTemplate(around)) = message.nlas.last_mut() else {
+                panic!("the last is what is around it")
+            };
+            (around.encap_type, around.encap_sport, around.encap_dport) = change;
             assert_eq!(read_association(&message, 9).unwrap().1, Value::Present);
         }
         let mut others = association(HERE, 1000, &wanted());

@@ -36,6 +36,7 @@ pub(in crate::kernel) async fn missing() -> Result<Option<String>> {
     };
     let probe = Association {
         from: FROM,
+        in_udp: false,
         port: 4790,
         key: AeadKey(vec![0; 36]),
         packets: 1,

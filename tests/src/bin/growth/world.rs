@@ -79,6 +79,7 @@ impl World {
         let me = Me {
             id: here.id.clone(),
             vtep: here.address,
+            advertised: here.address,
             uplink: "eth0".to_owned(),
             neighbour_bits: 24,
             addresses: [here.address].into(),
@@ -185,6 +186,7 @@ fn node(letter: char, last: u8) -> Node {
         hostname: format!("n{last}"),
         role: Role::Worker,
         address: Ipv4Addr::new(192, 168, 50, last),
+        local_address: None,
         mtu: 1500,
         datapath: Datapath::Ebpf,
         version: "0.1.0".to_owned(),
