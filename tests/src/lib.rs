@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod lab;
+pub mod nat;
 pub mod object;
 pub mod packet;
 pub mod prog;

@@ -11,6 +11,7 @@ mod everywhere;
 mod garbage;
 mod isolation;
 mod names;
+mod nat;
 mod paths;
 mod plain_vxlan;
 mod removal;

@@ -9,6 +9,7 @@
 //! ```
 
 mod cleartext;
+mod nat;
 mod refusal;
 mod renewal;
 mod replay;
