@@ -2,7 +2,7 @@
 //! them up. A manager does it in its own store, a worker at its manager, and where none
 //! answers, by what it has noted on disk.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::follower::Follower;
 use super::member::Part;
@@ -34,17 +34,18 @@ impl Cluster {
         match &self.member()?.part {
             Part::Manager(manager) => manager.create_endpoint(request).await,
             Part::Worker(follower) => {
-                self.manager_answers(follower).await?;
-                let ask = async || follower.client().post("/v1/endpoints", request).await;
-                match ask().await.map_err(Error::from) {
-                    // A manager that restarts. It may have made the endpoint: the same
-                    // request again gets the same one.
-                    Err(Error::Unavailable(_)) => {
-                        tokio::time::sleep(NOTICED).await;
-                        self.manager_answers(follower).await?;
-                        Ok(ask().await?)
+                let end = Instant::now() + PATIENCE;
+                loop {
+                    self.manager_answers(follower).await?;
+                    let reply = follower.client().post("/v1/endpoints", request).await;
+                    match reply.map_err(Error::from) {
+                        // A manager that restarts. It may have made the endpoint: the same
+                        // request again gets the same one.
+                        Err(Error::Unavailable(_)) if Instant::now() < end => {
+                            tokio::time::sleep(NOTICED).await;
+                        }
+                        reply => return reply,
                     }
-                    reply => reply,
                 }
             }
         }
