@@ -65,7 +65,7 @@ impl Lost {
 /// What there is to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
-    /// Entries to be removed, if they still are what they were.
+    /// Entries to be removed, as they were: see [`is_to_go`].
     pub remove: Vec<(FlowKey, Flow)>,
     /// Clients of TCP whose backend is gone.
     pub orphans: Vec<Orphan>,
@@ -113,8 +113,7 @@ pub fn sweep(flows: &[(FlowKey, Flow)], tables: &Tables, now: u32) -> Sweep {
     for (key, flow) in flows {
         let keep = match key.kind() {
             Some(Kind::Choice) => {
-                let orphan = !tables.serves(key.vni, flow.ip, key.called)
-                    || tables.is_lost(key.vni, flow.ip, key.protocol);
+                let orphan = tables.is_orphan(key, flow);
                 if orphan && key.protocol == TCP && flow.state & Flow::CLOSING == 0 {
                     sweep.orphans.extend(tables.orphan(key, exits.get(&tuple(key)).copied()));
                 }
@@ -151,6 +150,14 @@ pub fn sweep(flows: &[(FlowKey, Flow)], tables: &Tables, now: u32) -> Sweep {
         }
     }
     sweep
+}
+
+/// Whether an entry that a sweep of these `tables` would remove as it `was` is to be removed as
+/// it `is` by now. One that was over has got a packet, so it is not; but however many
+/// packets come, a choice that leads nowhere does.
+#[must_use]
+pub fn is_to_go(key: &FlowKey, was: &Flow, is: &Flow, tables: &Tables) -> bool {
+    was == is || (key.kind() == Some(Kind::Choice) && tables.is_orphan(key, is))
 }
 
 /// How many flows to the backend with address `backend`, on this node, are running.
@@ -200,6 +207,11 @@ impl Tables {
     /// Whether the endpoint is a backend behind `vip`.
     fn serves(&self, vni: u32, ip: [u8; 4], vip: [u8; 4]) -> bool {
         self.endpoint(vni, ip).is_some_and(|endpoint| endpoint.serves == vip)
+    }
+
+    /// Whether a choice leads to a backend that is gone, or where nothing leads at present.
+    fn is_orphan(&self, key: &FlowKey, flow: &Flow) -> bool {
+        !self.serves(key.vni, flow.ip, key.called) || self.is_lost(key.vni, flow.ip, key.protocol)
     }
 
     /// Whether flows of `protocol` to this backend lead nowhere, while others may take them.
@@ -385,6 +397,19 @@ mod tests {
         let swept = sweep(&flows, &tables(), NOW);
         assert_eq!((swept.remove, swept.orphans), (vec![], vec![]));
         assert_eq!(swept.load[&EndpointKey::new(VNI, BACKEND.into())].flows, 2);
+    }
+
+    #[test]
+    fn packets_keep_what_was_over_but_not_what_leads_nowhere() {
+        let (key, was) = choice(CLIENT, UDP);
+        let is = Flow { seen: NOW + 1, ..was };
+        assert!(is_to_go(&key, &was, &was, &tables()));
+        assert!(!is_to_go(&key, &was, &is, &tables()));
+        let mut gone = tables();
+        gone.endpoints.retain(|_, endpoint| !endpoint.is_backend());
+        assert!(is_to_go(&key, &was, &is, &gone));
+        let (key, was) = inwards(UDP);
+        assert!(!is_to_go(&key, &was, &Flow { seen: NOW + 1, ..was }, &gone));
     }
 
     #[test]

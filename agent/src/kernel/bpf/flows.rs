@@ -107,7 +107,7 @@ impl Flows {
         let loads = self.entries::<EndpointKey, Load>(names::LOAD)?;
         let (tables, now) = (Tables { lost, ..self.tables()? }, now()?);
         let sweep = flow::sweep(&flows, &tables, now);
-        let removed = self.remove(&sweep)?;
+        let removed = self.remove(&sweep, &tables)?;
         let mut affinity = self.open::<AffinityKey, Affinity>(names::AFFINITY)?;
         for (key, value) in &affinities {
             if flow::is_forgotten(key, value, &tables, now) {
@@ -119,12 +119,12 @@ impl Flows {
         Ok(Swept { seen: flows.len(), removed, told })
     }
 
-    /// Removes entries, but not such as packets have changed since.
-    fn remove(&self, sweep: &Sweep) -> Result<usize> {
+    /// Removes entries, but not such as packets have brought back to life since.
+    fn remove(&self, sweep: &Sweep, tables: &Tables) -> Result<usize> {
         let mut map = self.open::<FlowKey, Flow>(names::FLOWS)?;
         let mut removed = 0;
         for (key, flow) in &sweep.remove {
-            if map.get(key, 0).is_ok_and(|now| now == *flow) {
+            if map.get(key, 0).is_ok_and(|now| flow::is_to_go(key, flow, &now, tables)) {
                 gone(map.remove(key))?;
                 removed += 1;
             }
