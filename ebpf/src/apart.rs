@@ -6,6 +6,10 @@
 
 use netagent_common::Counter;
 
+/// What such a function returns for a packet that is none of its business. No result is encoded
+/// so.
+pub(crate) const OTHER: u32 = u32::MAX;
+
 /// A result as such a function returns it.
 #[inline(always)]
 pub(crate) fn encode(result: Result<(), Counter>) -> u32 {

@@ -12,14 +12,12 @@ use aya_ebpf::bindings::{__sk_buff, bpf_xfrm_state};
 use aya_ebpf::helpers::bpf_skb_get_xfrm_state;
 use netagent_common::{Config, Counter, IPSEC_REQID};
 
+use crate::apart::{self, OTHER};
 use crate::checksum::Delta;
 use crate::headers::{ESP, ETHERNET, IPV4, Ipv4, TYPE_IPV4, UDP, Udp};
+use crate::maps;
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
-use crate::{apart, maps};
-
-/// What [`netagent_out_of_udp`] returns for what is not ours.
-const OTHER: u32 = u32::MAX;
 
 /// Bytes of the shortest packet that may be ESP in UDP: with index and sequence number.
 const SHORTEST: u32 = IPV4 + Udp::LEN + 8;

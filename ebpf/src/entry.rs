@@ -11,6 +11,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use netagent_common::{Counter, Flow, FlowKey, GATEWAY_MAC, Kind};
 
+use crate::apart::{self, OTHER};
 use crate::choose::{self, Choice};
 use crate::flow::now;
 use crate::headers::{ETHERNET, ICMP, Ipv4};
@@ -20,7 +21,7 @@ use crate::rewrite::{Tuple, rewrite};
 use crate::service::{self, Caller};
 use crate::unreachable::Unreachable;
 use crate::verdict::{Outcome, Verdict};
-use crate::{apart, exit, fragments, maps, mtu};
+use crate::{exit, fragments, maps, mtu};
 
 /// Other ports that are tried if a client's own is taken.
 const TRIES: u32 = 16;
@@ -125,12 +126,11 @@ fn too_big(packet: &mut Packet, call: &Call) -> Outcome {
     exit::hand_over(packet, call.from.link, src, Counter::FragNeeded)
 }
 
-/// What [`netagent_enter`] returns for what is not of the mesh.
-const OTHER: u32 = u32::MAX;
-/// For what its sender is to send in smaller pieces.
-const TOO_BIG: u32 = u32::MAX - 1;
+/// What [`netagent_enter`] returns, beside [`OTHER`] for what is not of the mesh, for what its
+/// sender is to send in smaller pieces.
+const TOO_BIG: u32 = OTHER - 1;
 /// For what belongs to a flow that is yet to be found.
-const NEW: u32 = u32::MAX - 2;
+const NEW: u32 = OTHER - 2;
 
 #[inline(never)]
 #[unsafe(no_mangle)]

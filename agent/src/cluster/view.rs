@@ -103,9 +103,9 @@ impl View {
             let value = value.as_deref();
             match key.split_once('/') {
                 Some(("nodes", id)) => {
+                    let id = id.parse::<NodeId>().ok();
                     let epoch = |nodes: &BTreeMap<NodeId, Node>| {
-                        let id = id.parse::<NodeId>().ok()?;
-                        nodes.get(&id).map(|node| node.epoch)
+                        nodes.get(id.as_ref()?).map(|node| node.epoch)
                     };
                     let before = epoch(&snapshot.nodes);
                     set(&mut snapshot.nodes, &key, value)?;
