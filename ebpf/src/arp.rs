@@ -19,7 +19,7 @@ const NOBODY: [u8; 4] = [0; 4];
 pub(crate) fn parse(packet: &mut Packet, at: u32) -> Result<Arp, Counter> {
     packet.linear(at + ETHERNET + size_of::<Arp>() as u32)?;
     let arp = packet.at::<Arp>(at + ETHERNET)?;
-    if arp.is_ipv4_over_ethernet() { Ok(*arp) } else { Err(Counter::DropMalformed) }
+    if arp.is_ipv4_over_ethernet() { Ok(arp) } else { Err(Counter::DropMalformed) }
 }
 
 /// Turns the request of the frame that begins at byte `at` into its answer: `mac`.
@@ -33,7 +33,7 @@ pub(crate) fn answer(
     request: &Arp,
     mac: [u8; 6],
 ) -> Result<(), Counter> {
-    let ethernet = Ethernet { dst: request.sender_mac, src: mac, ethertype: TYPE_ARP };
+    let ethernet = Ethernet { ethertype: TYPE_ARP, ..Ethernet::ipv4(request.sender_mac, mac) };
     packet.store(at, &ethernet)?;
     packet.store(at + ETHERNET, &request.answer(mac))
 }

@@ -248,6 +248,13 @@ fn error(packet: &mut Packet, caller: &Caller, ip: &Ipv4, backend: [u8; 4]) -> R
     icmp_error::rewrite(packet, ETHERNET, ip, [source, backend], &quoted, &new)
 }
 
+/// The address of the endpoint whose MAC this is, if it is one's: the agent makes the one of the
+/// other.
+#[inline(always)]
+pub(crate) fn address([_, _, a, b, c, d]: [u8; 6]) -> [u8; 4] {
+    [a, b, c, d]
+}
+
 /// The backend that is named by its MAC, if it serves `vip`.
 #[inline(always)]
 pub(crate) fn named(
@@ -255,8 +262,7 @@ pub(crate) fn named(
     mac: [u8; 6],
     vip: [u8; 4],
 ) -> Option<([u8; 4], &'static netagent_common::Endpoint)> {
-    let [_, _, a, b, c, d] = mac;
-    let ip = [a, b, c, d];
+    let ip = address(mac);
     let backend = choose::serving(vni, ip, vip)?;
     (backend.mac == mac).then_some((ip, backend))
 }

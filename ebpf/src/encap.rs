@@ -9,7 +9,7 @@ use aya_ebpf::bindings::__sk_buff;
 use netagent_common::{Config, Counter};
 
 use crate::headers::{
-    ECN, ETHERNET, Ethernet, IPV4, Ipv4, OVERHEAD, Outer, TYPE_IPV4, UDP, Udp, Vxlan, u16_or_0,
+    ECN, ETHERNET, Ethernet, IPV4, Ipv4, OVERHEAD, Outer, UDP, Udp, Vxlan, u16_or_0,
 };
 use crate::overlay::Origin;
 use crate::packet::Packet;
@@ -36,7 +36,7 @@ pub(crate) struct Hop {
 #[inline(always)]
 pub(crate) fn push(packet: &mut Packet, hop: &Hop, tos: u8) -> Outcome {
     let config = maps::config().ok_or(Counter::DropRefused)?;
-    let ethernet = Ethernet { dst: hop.dst, src: hop.src, ethertype: TYPE_IPV4 };
+    let ethernet = Ethernet::ipv4(hop.dst, hop.src);
     let source = source_port(packet.flow_hash());
     let encrypted = encrypted::device(config, hop.vni);
     // A tunnel within the tunnel, above all: the kernel can segment it first.
@@ -120,7 +120,7 @@ extern "C" fn netagent_turn_round(skb: *mut __sk_buff, vtep: u32, vni: u32) -> u
 fn turned_round(packet: &mut Packet, vtep: [u8; 4], vni: u32) -> Result<(), Counter> {
     let config = maps::config().ok_or(Counter::DropRefused)?;
     packet.linear(ETHERNET + OVERHEAD)?;
-    let Outer { udp: Udp { src, .. }, ethernet, .. } = *packet.at::<Outer>(ETHERNET)?;
+    let Outer { udp: Udp { src, .. }, ethernet, .. } = packet.at::<Outer>(ETHERNET)?;
     let len = packet.len() - ETHERNET;
     packet.store(
         ETHERNET,

@@ -72,8 +72,8 @@ extern "C" fn netagent_out_of_udp(skb: *mut __sk_buff) -> u32 {
 #[inline(always)]
 fn esp_in_udp(packet: &mut Packet) -> Option<Ipv4> {
     packet.linear(ETHERNET + SHORTEST).ok()?;
-    let index = *packet.at::<[u8; 4]>(ETHERNET + IPV4 + Udp::LEN).ok()?;
-    let ip = *packet.ipv4(ETHERNET).ok()?;
+    let index = packet.at::<[u8; 4]>(ETHERNET + IPV4 + Udp::LEN).ok()?;
+    let ip = packet.ipv4(ETHERNET).ok()?;
     // A keepalive is shorter (RFC 3948, 2.3), whatever a short frame is filled up with.
     let whole = ip.header_len() == IPV4
         && !ip.is_fragment()

@@ -65,7 +65,7 @@ pub(crate) struct Call {
 pub(crate) fn enter(packet: &mut Packet, from: Outside) -> Option<Outcome> {
     let call = maps::call()?;
     call.from = from;
-    call.ip = *packet.at::<Ipv4>(ETHERNET).ok()?;
+    call.ip = packet.at::<Ipv4>(ETHERNET).ok()?;
     let code = if call.ip.protocol == ICMP {
         netagent_enter_error(packet.context(), call)
     } else {

@@ -6,7 +6,7 @@ use netagent_common::{Counter, Flow, FlowKey, GATEWAY_MAC, Kind};
 
 use crate::entry::Call;
 use crate::flow::{Entry, now};
-use crate::headers::{ETHERNET, Ethernet, ICMP, TYPE_IPV4};
+use crate::headers::{ETHERNET, Ethernet, ICMP};
 use crate::icmp_error::{self, quoted};
 use crate::packet::Packet;
 use crate::rewrite::{Tuple, rewrite};
@@ -120,6 +120,6 @@ pub(crate) fn hand_over(
             (port.ok_or(Counter::DropUnknownPort)?.mac, Verdict::Deliver { ifindex, counter })
         }
     };
-    packet.store(0, &Ethernet { dst, src: GATEWAY_MAC, ethertype: TYPE_IPV4 })?;
+    packet.store(0, &Ethernet::ipv4(dst, GATEWAY_MAC))?;
     Ok(verdict)
 }

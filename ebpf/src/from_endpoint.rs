@@ -29,7 +29,7 @@ pub(crate) fn handle(packet: &mut Packet) -> Outcome {
 #[inline(always)]
 fn ipv4(packet: &mut Packet, port: &Port) -> Outcome {
     packet.linear(ETHERNET + IPV4)?;
-    let ip = *packet.ipv4(ETHERNET)?;
+    let ip = packet.ipv4(ETHERNET)?;
     if ip.src != port.ip {
         return Err(Counter::DropSpoofedAddress);
     }
@@ -64,7 +64,7 @@ fn ipv4(packet: &mut Packet, port: &Port) -> Outcome {
     if to.is_backend() {
         backend::translate(packet, &Caller::endpoint(port), &ip, ip.dst)?;
     }
-    let ethernet = Ethernet { dst: to.mac, src: port.mac, ethertype: TYPE_IPV4 };
+    let ethernet = Ethernet::ipv4(to.mac, port.mac);
     packet.store(0, &ethernet)?;
     Ok(Verdict::Deliver { ifindex: to.ifindex, counter: Counter::DeliveredLocally })
 }

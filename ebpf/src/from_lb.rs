@@ -17,7 +17,7 @@ pub(crate) fn handle(packet: &mut Packet) -> Outcome {
         return Err(Counter::DropScheduler);
     }
     packet.linear(ETHERNET + IPV4)?;
-    let ip = *packet.ipv4(ETHERNET)?;
+    let ip = packet.ipv4(ETHERNET)?;
     if !Caller::may_send(ip.protocol) || ip.is_later_fragment() {
         return Err(Counter::DropScheduler);
     }

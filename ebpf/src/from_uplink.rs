@@ -87,7 +87,7 @@ fn look(packet: &mut Packet, config: &Config) -> Tunnel {
     }
     match packet.load::<[u8; 2]>(ETHERNET + ip.header_len() + 2) {
         Ok(port) if port == config.port_be() => {
-            if unusual(ip) {
+            if unusual(&ip) {
                 Tunnel::Unusual
             } else {
                 Tunnel::Usual

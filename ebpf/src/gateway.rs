@@ -8,7 +8,7 @@ use netagent_common::{Counter, Port};
 
 use crate::apart;
 use crate::checksum::fold;
-use crate::headers::{ETHERNET, Ethernet, ICMP, Icmp, Ipv4, TYPE_IPV4};
+use crate::headers::{ETHERNET, Ethernet, ICMP, Icmp, Ipv4};
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
 
@@ -35,7 +35,7 @@ extern "C" fn netagent_echo(skb: *mut __sk_buff, port: *const Port, mac: u64) ->
 
 #[inline(always)]
 fn answer(packet: &mut Packet, port: &Port, mac: [u8; 6]) -> Result<(), Counter> {
-    let ip = *packet.at::<Ipv4>(ETHERNET)?;
+    let ip = packet.at::<Ipv4>(ETHERNET)?;
     if ip.protocol != ICMP {
         return Err(Counter::DropUnknownDestination);
     }
@@ -47,7 +47,7 @@ fn answer(packet: &mut Packet, port: &Port, mac: [u8; 6]) -> Result<(), Counter>
         }
         packet.store(at, &reply(&icmp))?;
     }
-    let ethernet = Ethernet { dst: port.mac, src: mac, ethertype: TYPE_IPV4 };
+    let ethernet = Ethernet::ipv4(port.mac, mac);
     packet.store(0, &ethernet)?;
     // Swapping the addresses leaves the header's checksum right.
     packet.store(ETHERNET, &Ipv4 { src: ip.dst, dst: ip.src, ..ip })

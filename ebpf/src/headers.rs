@@ -1,6 +1,6 @@
-//! Headers as they stand in a packet: byte arrays in wire order, alignment 1,
-//! nothing else. Reading them from a packet and writing them to it is
-//! `packet.rs`'s business.
+//! Headers as they stand in a packet: byte arrays in wire order, nothing else. Reading them
+//! from a packet, at any address, and writing them to it is `packet.rs`'s business; the
+//! alignment that some have is for where they lie meanwhile.
 
 use netagent_common::VXLAN_OVERHEAD;
 
@@ -28,6 +28,16 @@ pub(crate) struct Ethernet {
     pub(crate) dst: [u8; 6],
     pub(crate) src: [u8; 6],
     pub(crate) ethertype: [u8; 2],
+    /// See [`Ipv4`].
+    pub(crate) _aligned: [u16; 0],
+}
+
+impl Ethernet {
+    /// That of an IPv4 packet.
+    #[inline(always)]
+    pub(crate) fn ipv4(dst: [u8; 6], src: [u8; 6]) -> Self {
+        Self { dst, src, ethertype: TYPE_IPV4, _aligned: [] }
+    }
 }
 
 /// An IPv4 header without its options.
@@ -44,6 +54,8 @@ pub(crate) struct Ipv4 {
     pub(crate) checksum: [u8; 2],
     pub(crate) src: [u8; 4],
     pub(crate) dst: [u8; 4],
+    /// By words, the compiler may read only what it knows to be aligned.
+    pub(crate) _aligned: [u32; 0],
 }
 
 /// The last bytes of an [`Ipv4`]: what changes with its addresses.
@@ -83,6 +95,7 @@ impl Ipv4 {
             checksum: [0; 2],
             src,
             dst,
+            _aligned: [],
         };
         header.checksum = header.sum();
         header
@@ -120,17 +133,12 @@ impl Ipv4 {
 
     #[inline(always)]
     fn sum(&self) -> [u8; 2] {
-        let word = |high: u8, low: u8| u32::from(u16::from_be_bytes([high, low]));
-        let sum = word(self.version_ihl, self.tos)
-            + word(self.tot_len[0], self.tot_len[1])
-            + word(self.id[0], self.id[1])
-            + word(self.fragment[0], self.fragment[1])
-            + word(self.ttl, self.protocol)
-            + word(self.src[0], self.src[1])
-            + word(self.src[2], self.src[3])
-            + word(self.dst[0], self.dst[1])
-            + word(self.dst[2], self.dst[3]);
-        (!fold(sum)).to_be_bytes()
+        let [[a, b], [c, d], [e, f]] = [self.tot_len, self.id, self.fragment];
+        let first = [self.version_ihl, self.tos, a, b];
+        let words = [first, [c, d, e, f], [self.ttl, self.protocol, 0, 0], self.src, self.dst];
+        let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+        (!fold(sum as u32)).to_ne_bytes()
     }
 }
 
@@ -232,7 +240,7 @@ impl Vxlan {
 }
 
 /// What stands between the outer Ethernet header and the inner IPv4 packet.
-#[repr(C)]
+#[repr(C, packed(2))]
 #[derive(Clone, Copy)]
 pub(crate) struct Outer {
     pub(crate) ip: Ipv4,

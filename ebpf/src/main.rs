@@ -71,6 +71,7 @@
 #![no_main]
 // The library has no atomic addition for this machine, which does have it.
 #![feature(core_intrinsics)]
+#![feature(asm_experimental_arch)]
 #![expect(internal_features, reason = "atomic addition, see `load.rs`")]
 
 mod apart;
@@ -108,6 +109,7 @@ mod steer;
 mod stranger;
 mod unreachable;
 mod verdict;
+mod words;
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;

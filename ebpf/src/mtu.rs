@@ -5,7 +5,7 @@
 
 use netagent_common::{Counter, GATEWAY_MAC, Port};
 
-use crate::headers::{ETHERNET, Ethernet, Ipv4, TCP, TYPE_IPV4, UDP, Udp};
+use crate::headers::{ETHERNET, Ethernet, Ipv4, TCP, UDP, Udp};
 use crate::packet::Packet;
 use crate::unreachable::Unreachable;
 use crate::verdict::{Outcome, Verdict};
@@ -45,6 +45,6 @@ pub(crate) fn fragmentation_needed(packet: &mut Packet, port: &Port) -> Outcome 
         return Err(Counter::DropTooBig);
     }
     answer.send(packet)?;
-    packet.store(0, &Ethernet { dst: port.mac, src: GATEWAY_MAC, ethertype: TYPE_IPV4 })?;
+    packet.store(0, &Ethernet::ipv4(port.mac, GATEWAY_MAC))?;
     Ok(Verdict::Deliver { ifindex: packet.ifindex(), counter: Counter::FragNeeded })
 }

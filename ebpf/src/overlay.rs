@@ -69,11 +69,11 @@ impl Origin {
             return Err(Counter::DropCleartextIn);
         }
         packet.linear(at + ETHERNET)?;
-        let ethernet = *packet.at::<Ethernet>(at)?;
+        let ethernet = packet.at::<Ethernet>(at)?;
         match ethernet.ethertype {
             TYPE_IPV4 => {
                 packet.linear(at + ETHERNET + IPV4)?;
-                let ip = *packet.ipv4(at + ETHERNET)?;
+                let ip = packet.ipv4(at + ETHERNET)?;
                 let (mac, via) = self.sender(&ethernet, &ip)?;
                 let (to, receiver) = self.receiver(&ethernet, &ip, via)?;
                 let call = maps::call().ok_or(Counter::DropRefused)?;
@@ -121,7 +121,6 @@ impl Origin {
             // Through the mesh, and so from outside of all networks.
             None if ethernet.src == GATEWAY_MAC
                 && maps::is_member(self.vtep)
-                && maps::network(self.vni).is_some()
                 && maps::network_of(ip.src).is_none() =>
             {
                 Ok((GATEWAY_MAC, self.vtep))
@@ -164,16 +163,22 @@ impl Origin {
         ip: &Ipv4,
         via: [u8; 4],
     ) -> Result<([u8; 4], Option<&'static Endpoint>), Counter> {
+        // A MAC of another address is a backend's, if anybody's: without a look at the service's.
+        if ethernet.dst != GATEWAY_MAC
+            && backend::address(ethernet.dst) != ip.dst
+            && let Some((ip, backend)) = backend::named(self.vni, ethernet.dst, ip.dst)
+            && backend.ifindex != 0
+        {
+            return Ok((ip, Some(backend)));
+        }
         match maps::endpoint(self.vni, ip.dst) {
             // What comes through the mesh is for a service.
             Some(receiver) if receiver.ifindex != 0 && via == [0; 4] => {
                 Ok((ip.dst, Some(receiver)))
             }
-            Some(vip) if vip.is_vip() => backend::named(self.vni, ethernet.dst, ip.dst)
-                .filter(|(_, backend)| backend.ifindex != 0)
-                .map(|(ip, backend)| (ip, Some(backend)))
-                .ok_or(Counter::DropNotBackend),
+            Some(vip) if vip.is_vip() => Err(Counter::DropNotBackend),
             None if ethernet.dst == GATEWAY_MAC && via == [0; 4] => Ok((ip.dst, None)),
+            None if maps::network(self.vni).is_none() => Err(Counter::DropUnknownVni),
             _ => Err(Counter::DropNotLocal),
         }
     }
@@ -212,10 +217,7 @@ impl Ipv4Packet {
         if receiver.is_backend() {
             backend::translate(packet, &self.call.caller, &self.call.ip, self.to)?;
         }
-        packet.store(
-            0,
-            &Ethernet { dst: receiver.mac, src: self.call.caller.mac, ethertype: TYPE_IPV4 },
-        )?;
+        packet.store(0, &Ethernet::ipv4(receiver.mac, self.call.caller.mac))?;
         Ok(Verdict::Deliver { ifindex: receiver.ifindex, counter })
     }
 }

@@ -1,12 +1,11 @@
 //! The packet that a program was called with: the only module that touches its
 //! bytes and the kernel's helpers on it. It knows no network and decides nothing.
 //!
-//! Headers are read where they lie and written through [`Packet::store`]. A read
-//! borrows the packet and whatever may move its bytes borrows it mutably, so the
-//! verifier's rule that a pointer dies when the packet changes is the compiler's
-//! rule here. Nothing is written through pointers: that would make the verifier
-//! put an un-cloning call before every packet of a program, even of those that
-//! only pass (`tc_cls_act_prologue`).
+//! Headers are copies, read by words (`words.rs`) and written through
+//! [`Packet::store`]: no pointer into the packet outlives a read, as the verifier's
+//! rule that it dies when the packet changes asks. Nothing is written through
+//! pointers: that would make the verifier put an un-cloning call before every
+//! packet of a program, even of those that only pass (`tc_cls_act_prologue`).
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT,
@@ -26,6 +25,7 @@ use netagent_common::{Counter, Probe};
 
 use crate::checksum::{Delta, fold};
 use crate::headers::{Arp, ETHERNET, Ethernet, Icmp, Ipv4, Ipv4End, OVERHEAD, Outer, Tcp, Udp};
+use crate::words;
 
 /// Frames to this machine (`PACKET_HOST` of linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -55,7 +55,7 @@ pub(crate) unsafe trait Header: Copy {}
 
 macro_rules! headers {
     ($($header:ty),+) => {$(
-        const _: () = assert!(align_of::<$header>() == 1);
+        const _: () = assert!(align_of::<$header>() <= 4);
         // SAFETY: made of byte arrays alone; the alignment is asserted above.
         unsafe impl Header for $header {}
     )+};
@@ -145,14 +145,23 @@ impl Packet {
     /// # Errors
     /// `DropMalformed` if it is not there.
     #[inline(always)]
-    pub(crate) fn at<H: Header>(&self, at: u32) -> Result<&H, Counter> {
+    pub(crate) fn at<H: Header>(&self, at: u32) -> Result<H, Counter> {
+        let from = self.within::<H>(at)?;
+        // SAFETY: that many bytes lie there.
+        Ok(unsafe { words::read(from) })
+    }
+
+    /// Where the bytes of the header at byte `at` lie.
+    ///
+    /// # Errors
+    /// As [`Self::at`].
+    #[inline(always)]
+    fn within<H: Header>(&self, at: u32) -> Result<*const H, Counter> {
         let start = self.start() + at as usize;
         if start + size_of::<H>() > self.end() {
             return Err(Counter::DropMalformed);
         }
-        // SAFETY: the bytes lie within the packet (just checked, and the verifier
-        // checks that), and `Header` allows any of them at any address.
-        Ok(unsafe { &*(start as *const H) })
+        Ok(start as *const H)
     }
 
     /// The IPv4 header at byte `at`, consistent with itself and with the packet.
@@ -160,7 +169,7 @@ impl Packet {
     /// # Errors
     /// `DropMalformed` if it is not.
     #[inline(always)]
-    pub(crate) fn ipv4(&self, at: u32) -> Result<&Ipv4, Counter> {
+    pub(crate) fn ipv4(&self, at: u32) -> Result<Ipv4, Counter> {
         let ip = self.at::<Ipv4>(at)?;
         let tot_len = u32::from(u16::from_be_bytes(ip.tot_len));
         // BIG TCP: a GSO packet of more than 64 KiB has no length of its own.
@@ -281,7 +290,7 @@ impl Packet {
     where
         [u8; N]: Header,
     {
-        let bytes = core::ptr::from_ref(self.at::<[u8; N]>(at)?).cast_mut().cast();
+        let bytes = self.within::<[u8; N]>(at)?.cast_mut().cast();
         // SAFETY: the helper reads N bytes of the packet, in reach as `at` says.
         let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes, N as u32, 0) };
         Ok((!fold(sum as u32)).to_ne_bytes())

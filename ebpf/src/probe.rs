@@ -38,7 +38,7 @@ extern "C" fn netagent_probe(skb: *mut __sk_buff, vtep: u32) -> u32 {
 #[inline(always)]
 fn probe(packet: &mut Packet, vtep: [u8; 4]) -> Result<(), Counter> {
     packet.linear(AT + Probe::LEN as u32)?;
-    let probe = *packet.at::<Probe>(AT)?;
+    let probe = packet.at::<Probe>(AT)?;
     // SAFETY: the helper only reads a clock.
     let now = unsafe { bpf_ktime_get_ns() };
     let record = Probed::new(&probe, vtep, now);

@@ -7,7 +7,7 @@ use netagent_common::{Counter, Port};
 
 use crate::apart;
 use crate::checksum::fold;
-use crate::headers::{ETHERNET, Ethernet, IPV4, Ipv4, TCP, TYPE_IPV4, Tcp};
+use crate::headers::{ETHERNET, Ethernet, IPV4, Ipv4, TCP, Tcp};
 use crate::packet::Packet;
 use crate::unreachable::Unreachable;
 use crate::verdict::{Outcome, Verdict};
@@ -22,7 +22,7 @@ pub(crate) fn answer(packet: &mut Packet, port: &Port, ip: &Ipv4, mac: [u8; 6]) 
         let answer = Unreachable { from: ip.dst, to: ip.src, mtu: 0, code: Unreachable::PORT };
         answer.send(packet)?;
     }
-    packet.store(0, &Ethernet { dst: port.mac, src: mac, ethertype: TYPE_IPV4 })?;
+    packet.store(0, &Ethernet::ipv4(port.mac, mac))?;
     Ok(Verdict::Deliver { ifindex: packet.ifindex(), counter: Counter::NoBackendAnswered })
 }
 

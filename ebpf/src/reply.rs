@@ -7,7 +7,7 @@ use netagent_common::{Counter, Flow, FlowKey, GATEWAY_MAC, Kind, Port};
 
 use crate::encap::{self, Hop};
 use crate::flow::Event;
-use crate::headers::{ETHERNET, Ethernet, ICMP, Ipv4, TYPE_IPV4};
+use crate::headers::{ETHERNET, Ethernet, ICMP, Ipv4};
 use crate::packet::Packet;
 use crate::rewrite::{self, Tuple};
 use crate::service::Caller;
@@ -149,7 +149,7 @@ pub(crate) fn send(packet: &mut Packet, port: &Port, ip: &Ipv4, flow: &Flow) -> 
     }
     // To a workload, the service is at one place.
     let src = maps::endpoint(port.vni, flow.ip).map_or(port.mac, |called| called.mac);
-    packet.store(0, &Ethernet { dst: to.mac, src, ethertype: TYPE_IPV4 })?;
+    packet.store(0, &Ethernet::ipv4(to.mac, src))?;
     Ok(Verdict::Deliver { ifindex: to.ifindex, counter: Counter::DeliveredLocally })
 }
 

@@ -15,7 +15,7 @@ use crate::headers::{Ipv4, SCTP, TCP, UDP};
 use crate::packet::Packet;
 
 /// Whose packet it is and whom it is for.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tuple {
     pub(crate) src: [u8; 4],

@@ -7,7 +7,7 @@ use netagent_common::{Counter, Endpoint, GATEWAY_MAC, Port};
 
 use crate::choose::{self, Choice};
 use crate::encap::{self, Hop};
-use crate::headers::{ETHERNET, Ethernet, ICMP, Ipv4, SCTP, TCP, TYPE_IPV4, UDP};
+use crate::headers::{ETHERNET, Ethernet, ICMP, Ipv4, SCTP, TCP, UDP};
 use crate::packet::Packet;
 use crate::verdict::{Outcome, Verdict};
 use crate::{backend, gateway, icmp_error, maps, refuse, steer};
@@ -92,6 +92,6 @@ pub(crate) fn carry_to(
     }
     backend::translate(packet, caller, ip, backend)?;
     let src = if ip.src == backend { GATEWAY_MAC } else { caller.mac };
-    packet.store(0, &Ethernet { dst: to.mac, src, ethertype: TYPE_IPV4 })?;
+    packet.store(0, &Ethernet::ipv4(to.mac, src))?;
     Ok(Verdict::Deliver { ifindex: to.ifindex, counter: Counter::DeliveredLocally })
 }

@@ -7,7 +7,7 @@
 use netagent_common::{Counter, Flow, LB_MAC, VirtualKey};
 
 use crate::flow::{Entry, Event};
-use crate::headers::{Ethernet, Ipv4, TYPE_IPV4};
+use crate::headers::{Ethernet, Ipv4};
 use crate::maps;
 use crate::packet::Packet;
 use crate::rewrite::Tuple;
@@ -63,5 +63,5 @@ pub(crate) fn tell(packet: &mut Packet, caller: &Caller) -> Result<(), Counter> 
 
 #[inline(always)]
 fn address(packet: &mut Packet, caller: &Caller) -> Result<(), Counter> {
-    packet.store(0, &Ethernet { dst: LB_MAC, src: caller.mac, ethertype: TYPE_IPV4 })
+    packet.store(0, &Ethernet::ipv4(LB_MAC, caller.mac))
 }
