@@ -58,17 +58,24 @@ impl Row {
     }
 }
 
-/// Measures with three real agents and with fleets.
-pub(super) fn measure(helper: &Helper, profile: Profile, quick: bool) -> Result<Vec<Row>> {
+/// Measures with three real agents and with fleets, into `rows`: what was found is not lost if a
+/// machine is too small for the next fleet.
+pub(super) fn measure(
+    helper: &Helper,
+    profile: Profile,
+    quick: bool,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let (sizes, changes) = match quick {
         true => (&[10, 100][..], 5),
-        false => (&[10, 100, 1_000][..], 21),
+        false => (&[10, 100, 300, 1_000][..], 21),
     };
-    let mut rows = vec![real(profile, changes)?];
+    rows.push(real(profile, changes)?);
     for size in sizes {
-        rows.push(simulated(helper, profile, *size, changes)?);
+        let row = simulated(helper, profile, *size, changes);
+        rows.push(row.with_context(|| format!("measuring with {size} agents"))?);
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn real(profile: Profile, changes: usize) -> Result<Row> {
