@@ -1,8 +1,9 @@
-//! Reading a header of a packet by words. The machine reads a word of a packet at any address
-//! (where the kernel's `CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS` is set, as on x86-64 and arm64),
-//! but of the stack only at even ones, and the compiler knows just one rule for both: left to
-//! itself it reads a header, whose alignment is 1, byte by byte. So the words are read by the
-//! machine's own instruction.
+//! Reading a header of a packet by words. The BPF machine reads a word of a packet at any address
+//! (where the kernel has `CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`, as on x86-64 and arm64), but
+//! one of the stack only where it is aligned. The compiler knows one rule for both: left to
+//! itself, it reads what may lie anywhere byte by byte, and with LLVM's feature
+//! `allows-misaligned-mem-access` the verifier refuses what it does on the stack. So the words
+//! are read by instructions written down here.
 
 use core::arch::asm;
 use core::mem::MaybeUninit;
@@ -69,4 +70,21 @@ pub(crate) unsafe fn read<H: Header>(from: *const H) -> H {
     const { assert!(size_of::<H>() <= 52, "more words are to be listed") };
     // SAFETY: all of it is written.
     unsafe { header.assume_init() }
+}
+
+/// The address `offset` bytes behind another, as one number to the compiler: it would add
+/// again where it uses the sum, and to the verifier, of an offset that is known only at run time,
+/// that is another address than the one that was compared.
+#[inline(always)]
+pub(crate) fn behind(mut address: usize, offset: usize) -> usize {
+    // SAFETY: it only adds.
+    unsafe {
+        asm!(
+            "{} += {}",
+            inout(reg) address,
+            in(reg) offset,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    address
 }
