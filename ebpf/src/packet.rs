@@ -1,11 +1,12 @@
 //! The packet that a program was called with: the only module that touches its
-//! bytes and the kernel's helpers on it. It knows no network and decides nothing.
+//! bytes, with `words.rs`, and the kernel's helpers on it. It knows no network and
+//! decides nothing.
 //!
-//! Headers are copies, read by words (`words.rs`) and written through
-//! [`Packet::store`]: no pointer into the packet outlives a read, as the verifier's
-//! rule that it dies when the packet changes asks. Nothing is written through
-//! pointers: that would make the verifier put an un-cloning call before every
-//! packet of a program, even of those that only pass (`tc_cls_act_prologue`).
+//! Headers are read as copies and written through [`Packet::store`]: to the verifier
+//! a pointer dies when the packet changes, and none outlives a read. Nothing is
+//! written through pointers: that would make the verifier put an un-cloning call
+//! before every packet of a program, even of those that only pass
+//! (`tc_cls_act_prologue`).
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_MASK, BPF_ADJ_ROOM_ENCAP_L2_SHIFT,
@@ -50,7 +51,7 @@ const DONT_FRAGMENT: u64 = 1 << 2;
 /// A header that may be read from and written to any byte of a packet.
 ///
 /// # Safety
-/// The type has alignment 1, no padding, and is valid for every bit pattern.
+/// The type has an alignment of 4 at most, no padding, and is valid for every bit pattern.
 pub(crate) unsafe trait Header: Copy {}
 
 macro_rules! headers {
