@@ -147,22 +147,21 @@ impl Packet {
     /// `DropMalformed` if it is not there.
     #[inline(always)]
     pub(crate) fn at<H: Header>(&self, at: u32) -> Result<H, Counter> {
-        let from = self.within::<H>(at)?;
+        let from = self.within(self.start() + at as usize)?;
         // SAFETY: that many bytes lie there.
         Ok(unsafe { words::read(from) })
     }
 
-    /// Where the bytes of the header at byte `at` lie.
+    /// The header at address `from`, all of which lies within the packet.
     ///
     /// # Errors
-    /// As [`Self::at`].
+    /// `DropMalformed` if it does not.
     #[inline(always)]
-    fn within<H: Header>(&self, at: u32) -> Result<*const H, Counter> {
-        let start = self.start() + at as usize;
-        if start + size_of::<H>() > self.end() {
+    fn within<H: Header>(&self, from: usize) -> Result<*const H, Counter> {
+        if from + size_of::<H>() > self.end() {
             return Err(Counter::DropMalformed);
         }
-        Ok(start as *const H)
+        Ok(from as *const H)
     }
 
     /// The IPv4 header at byte `at`, consistent with itself and with the packet.
@@ -190,10 +189,9 @@ impl Packet {
     /// `DropMalformed` if it is not there.
     #[inline(always)]
     pub(crate) fn load<H: Header>(&self, at: u32) -> Result<H, Counter> {
-        let from = words::behind(self.start(), at as usize);
-        if from + size_of::<H>() <= self.end() {
+        if let Ok(from) = self.within(words::behind(self.start(), at as usize)) {
             // SAFETY: as in `at`.
-            return Ok(unsafe { words::read(from as *const H) });
+            return Ok(unsafe { words::read(from) });
         }
         let mut header = core::mem::MaybeUninit::<H>::uninit();
         // SAFETY: the helper writes that many bytes or fails.
@@ -296,7 +294,7 @@ impl Packet {
     where
         [u8; N]: Header,
     {
-        let bytes = self.within::<[u8; N]>(at)?.cast_mut().cast();
+        let bytes = self.within::<[u8; N]>(self.start() + at as usize)?.cast_mut().cast();
         // SAFETY: the helper reads N bytes of the packet, in reach as `at` says.
         let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, bytes, N as u32, 0) };
         Ok((!fold(sum as u32)).to_ne_bytes())
