@@ -3,16 +3,17 @@
 //! again, and the last snapshot holds.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use super::disk::{self, Dir};
-use super::identity::{Identity, SNAPSHOT};
+use super::copy::{self, Copy};
+use super::disk::Dir;
+use super::identity::Identity;
 use super::releases::Release;
 use super::updates::{self, Untold};
 use super::{changes, tls};
@@ -28,6 +29,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const EXPELLED: Duration = Duration::from_secs(30);
 /// A stream that was silent for so long is dead; managers send something every second.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Events that are taken as one change at most.
+const AT_ONCE: usize = 256;
 /// How often status is reported.
 const REPORT: Duration = Duration::from_secs(1);
 /// So many times as long as it took to write a copy, no other is written ...
@@ -49,7 +52,7 @@ pub(super) struct Follower {
     own: Own,
     /// Revision of the copy on disk.
     written: watch::Sender<u64>,
-    dir: Arc<Dir>,
+    copy: Arc<Mutex<Copy>>,
 }
 
 /// What this node knows of its own endpoints and the manager does not yet.
@@ -101,14 +104,14 @@ impl Follower {
             snapshot,
             own,
             written: watch::Sender::new(0),
-            dir,
+            copy: Arc::new(Mutex::new(Copy::new(dir))),
         })
     }
 
     /// The snapshot that an earlier run left behind. It is a copy of what the manager has,
     /// so a damaged one is as good as none.
     pub(super) fn cached(dir: &Path) -> Option<Snapshot> {
-        disk::read_json(&dir.join(SNAPSHOT)).unwrap_or_else(|e| {
+        copy::read(dir).unwrap_or_else(|e| {
             tracing::error!("{e:#}: the kernel stays as it is until a manager sends another");
             None
         })
@@ -171,17 +174,17 @@ impl Follower {
     /// Follows one stream to its end, and tells what ended it.
     async fn follow_once(&self, pause: &mut Duration) -> End {
         let mut events = match self.client().lines::<WatchEvent>("/v1/watch").await {
-            Ok(events) => Box::pin(events),
+            // Who is behind takes what has come meanwhile as one change.
+            Ok(events) => Box::pin(events.ready_chunks(AT_ONCE)),
             Err(e) => return e.into(),
         };
         loop {
             match timeout(SILENCE, events.next()).await {
                 Err(_) => return End::because(format!("silent for {SILENCE:?}")),
                 Ok(None) => return End::because("it ended the stream"),
-                Ok(Some(Err(e))) => return e.into(),
-                Ok(Some(Ok(event))) => {
-                    if let Err(reason) = self.take(event) {
-                        return End::because(reason);
+                Ok(Some(events)) => {
+                    if let Err(end) = self.take(events) {
+                        return end;
                     }
                     *pause = PAUSE;
                 }
@@ -189,32 +192,33 @@ impl Follower {
         }
     }
 
-    fn take(&self, event: WatchEvent) -> Result<(), &'static str> {
-        match event {
-            WatchEvent::Snapshot { snapshot } => {
-                self.snapshot.send_if_modified(|current| {
-                    let mut snapshot = Arc::<Snapshot>::from(snapshot);
-                    self.overlay(&mut snapshot);
-                    let new = *current != snapshot;
-                    if new {
-                        *current = snapshot;
-                    }
-                    new
-                });
-                if !self.live.send_replace(true) {
-                    tracing::info!("following the manager");
+    /// Publishes what these events come to, even if the last of them ends the stream.
+    fn take(&self, events: Vec<Result<WatchEvent, ClientError>>) -> Result<(), End> {
+        let (mut snapshot, mut live) = (self.snapshot.borrow().clone(), *self.live.borrow());
+        let mut take = |event| {
+            match event? {
+                WatchEvent::Snapshot { snapshot: whole } => {
+                    (snapshot, live) = (Arc::from(whole), true);
                 }
+                WatchEvent::Delta { revision, changes } if live => {
+                    changes::apply(Arc::make_mut(&mut snapshot), revision, changes);
+                }
+                WatchEvent::Delta { .. } => return Err(End::because("it began with a delta")),
+                WatchEvent::Alive { .. } | WatchEvent::Unknown => {}
             }
-            WatchEvent::Delta { revision, changes } if *self.live.borrow() => {
-                self.snapshot.send_modify(|current| {
-                    changes::apply(Arc::make_mut(current), revision, changes);
-                    self.overlay(current);
-                });
-            }
-            WatchEvent::Delta { .. } => return Err("it began with a delta"),
-            WatchEvent::Alive { .. } | WatchEvent::Unknown => {}
+            Ok(())
+        };
+        let taken = events.into_iter().try_for_each(&mut take);
+        self.snapshot.send_if_modified(|current| {
+            self.overlay(&mut snapshot);
+            let new = *current != snapshot;
+            *current = snapshot;
+            new
+        });
+        if live && !self.live.send_replace(true) {
+            tracing::info!("following the manager");
         }
-        Ok(())
+        taken
     }
 
     /// Shows in `snapshot` what this node knows of its own endpoints. Returns whether
@@ -264,10 +268,9 @@ impl Follower {
                 continue;
             }
             let current = facts.borrow_and_update().clone();
-            let report = StatusReport {
-                facts: current.clone().filter(|_| current != told),
-                applied: (*applied.borrow_and_update()).min(*written.borrow_and_update()),
-            };
+            let done = (*applied.borrow_and_update()).min(*written.borrow_and_update());
+            let report =
+                StatusReport { facts: current.clone().filter(|_| current != told), applied: done };
             match self.client().post::<_, ()>(&path, &report).await {
                 Ok(()) => told = current,
                 Err(ClientError::Refused { status, message }) if status.is_client_error() => {
@@ -279,26 +282,24 @@ impl Follower {
             }
             tokio::select! {
                 () = tokio::time::sleep(REPORT) => {}
-                _ = applied.changed() => {}
-                _ = written.changed() => {}
+                () = beyond(done, [&mut applied, &mut written]) => {}
                 _ = facts.changed() => {}
                 _ = live.changed() => {}
             }
         }
     }
 
-    /// Keeps the copy on disk close behind the snapshot. What changes while one copy is
-    /// being written, or in the rest after it, goes into the next. A copy is whole: with
-    /// ten thousand endpoints it has 3 MB, which take 9 ms. Where the health of some
-    /// changes all the time, the disk would do nothing else; so it does that for a tenth of
-    /// the time, and a change on a quiet cluster is still written at once.
+    /// Keeps the copy on disk close behind the snapshot. What changes while one is being
+    /// written, or in the rest after it, goes into the next. Where the health of some changes
+    /// all the time, the disk would do nothing else; so it does that for a tenth of the time,
+    /// and a change on a quiet cluster is still written at once.
     async fn keep(&self) {
         let mut snapshots = self.snapshot.subscribe();
         snapshots.mark_changed();
         while snapshots.changed().await.is_ok() {
             let snapshot = snapshots.borrow_and_update().clone();
             let began = Instant::now();
-            if self.write(snapshot).await {
+            if self.write(snapshot, Copy::write).await {
                 tokio::time::sleep((began.elapsed() * REST).min(LONGEST_REST)).await;
             } else {
                 // The disk may be full: as soon as it is not, what is there is written.
@@ -309,9 +310,14 @@ impl Follower {
     }
 
     /// Whether it is on disk now.
-    async fn write(&self, snapshot: Arc<Snapshot>) -> bool {
-        let (dir, revision) = (self.dir.clone(), snapshot.revision);
-        let write = move || dir.write_json(SNAPSHOT, &*snapshot);
+    async fn write(
+        &self,
+        snapshot: Arc<Snapshot>,
+        how: fn(&mut Copy, &Arc<Snapshot>) -> anyhow::Result<()>,
+    ) -> bool {
+        let (copy, revision) = (self.copy.clone(), snapshot.revision);
+        let write =
+            move || how(&mut copy.lock().unwrap_or_else(PoisonError::into_inner), &snapshot);
         let written = tokio::task::spawn_blocking(write).await.map_err(anyhow::Error::from);
         match written.and_then(|written| written) {
             Ok(()) => drop(self.written.send_replace(revision)),
@@ -326,6 +332,14 @@ impl Follower {
     /// Writes what [`keep`](Self::keep) may not have written yet.
     pub(super) async fn close(&self) {
         let snapshot = self.snapshot.borrow().clone();
-        self.write(snapshot).await;
+        self.write(snapshot, Copy::write_whole).await;
+    }
+}
+
+/// Returns once both are: one of the two alone is nothing to report.
+async fn beyond(done: u64, both: [&mut watch::Receiver<u64>; 2]) {
+    for one in both {
+        // The senders live as long as the follower.
+        let _ = one.wait_for(|now| *now > done).await;
     }
 }

@@ -10,6 +10,7 @@ mod allocate;
 pub mod backup;
 pub mod ca;
 mod changes;
+mod copy;
 mod decide;
 mod detail;
 pub(crate) mod disk;

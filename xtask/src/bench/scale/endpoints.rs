@@ -98,7 +98,10 @@ impl<'a> Site<'a> {
             serde_json::from_str(&text).context("a node's snapshot is no JSON")
         };
         playground.node(1).kill_agent()?;
+        // One that stops leaves a snapshot and no changes.
+        nodes.iter().try_for_each(|node| node.stop_agent())?;
         let snapshots = [read(nodes[0])?, read(nodes[1])?];
+        nodes.iter().try_for_each(|node| node.start_agent())?;
         // What it had is the node's to give again while there is no manager.
         again.kill()?;
         again.wait()?;
