@@ -51,8 +51,10 @@ impl Leases {
     /// Notes that `node` is alive and its kernel reflects revision `applied`.
     pub(super) fn renew(&self, node: &NodeId, applied: u64) {
         let lease = Lease { heard: Instant::now(), applied };
-        self.lock().insert(node.clone(), lease);
-        self.changed.send_replace(());
+        let known = self.lock().insert(node.clone(), lease);
+        if known.is_none_or(|known| known.applied != applied) {
+            self.changed.send_replace(());
+        }
     }
 
     /// Nodes that the snapshot calls ready and that have been silent too long. If
@@ -88,7 +90,7 @@ impl Leases {
         ready.all(|n| leases.get(&n.id).is_some_and(|lease| lease.applied >= revision))
     }
 
-    /// Tells of every renewal.
+    /// Tells when a node has applied something else than before.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
