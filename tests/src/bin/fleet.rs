@@ -54,10 +54,17 @@ async fn main() -> Result<()> {
             local: None,
         };
         let directory = PathBuf::from(directory).join(number.to_string());
-        let (sender, turns) = (sender.clone(), &turns);
+        let turns = &turns;
         async move {
             let _turn = turns.acquire().await?;
-            let cluster = start(number, directory, join).await?;
+            start(number, directory, join).await
+        }
+    });
+    let clusters = futures::future::try_join_all(all).await?;
+    // Only now: with every node that joins, all that have would plan anew.
+    let work = clusters.into_iter().enumerate().map(|(number, cluster)| {
+        let sender = sender.clone();
+        async move {
             let workloads = work(number, &cluster, sender)?;
             if number < BACKENDS {
                 let workload = workload(number, &cluster, network, service).await?;
@@ -66,7 +73,7 @@ async fn main() -> Result<()> {
             anyhow::Ok((cluster, workloads))
         }
     });
-    let agents = futures::future::try_join_all(all).await?;
+    let agents = futures::future::try_join_all(work).await?;
     println!("ready");
     tell(nodes, applied).await;
     drop(agents);

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -28,6 +28,8 @@ const SERVICE: &str = "web";
 const MEMORY: &str = "/dev/shm/netagent-fleet";
 /// Longest that one change may take to reach all.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a wait looks whether the user wants to end.
+const LOOK: Duration = Duration::from_millis(200);
 /// How long a cluster is left alone before it is changed.
 const REST: Duration = Duration::from_secs(5);
 
@@ -120,7 +122,7 @@ fn simulated(helper: &Helper, profile: Profile, agents: usize, changes: usize) -
         update(manager, number)?;
         let revision: u64 = applied(manager)?;
         loop {
-            let line = fleet.lines.recv_timeout(PATIENCE).context("not all agents apply it")?;
+            let line = fleet.line(PATIENCE).context("not all agents apply it")?;
             let told: Vec<i64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
             let [reached, times @ ..] = &told[..] else { continue };
             if u64::try_from(*reached)? >= revision {
@@ -227,9 +229,21 @@ impl Fleet {
         };
         std::thread::spawn(move || read(output));
         let fleet = Self { process, lines, directory };
-        let ready = fleet.lines.recv_timeout(PATIENCE * 5).context("the fleet does not come up")?;
+        let ready = fleet.line(PATIENCE * 5).context("the fleet does not come up")?;
         anyhow::ensure!(ready == "ready", "the fleet says {ready:?}");
         Ok(fleet)
+    }
+
+    /// The next line that it says within `patience`.
+    fn line(&self, patience: Duration) -> Result<String> {
+        let end = Instant::now() + patience;
+        loop {
+            machine::go_on()?;
+            match self.lines.recv_timeout(LOOK) {
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+                line => return line.context("it said nothing"),
+            }
+        }
     }
 }
 
