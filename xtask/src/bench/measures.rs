@@ -170,10 +170,9 @@ impl Measure {
     /// Takes it.
     ///
     /// # Errors
-    /// If a program fails or nothing arrives.
+    /// If a program fails or nothing arrives; of what and of whom the caller knows.
     pub(crate) fn take(&self, variant: &Variant, effort: Effort) -> Result<f64> {
         (self.take)(variant, effort)
-            .with_context(|| format!("measuring {} of {}", self.id, variant.id))
     }
 }
 

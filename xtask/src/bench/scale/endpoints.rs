@@ -122,7 +122,7 @@ impl<'a> Site<'a> {
             let Some(measure) = measure else { return Ok(None) };
             let take = |_| {
                 machine::go_on()?;
-                measure.take(&self.variant, effort)
+                measure.take(&self.variant, effort).with_context(|| format!("measuring {id}"))
             };
             let values = (0..repeats).map(take).collect::<Result<Vec<_>>>()?;
             Ok(Summary::of(&values).map(|summary| summary.median))
