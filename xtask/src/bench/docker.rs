@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use super::lab::{Lab, OVERLAY, PATIENCE, UNDERLAY};
-use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::mesh::three;
+use super::processes::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::{Variant, ends, ipvs};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};

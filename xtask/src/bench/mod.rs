@@ -27,6 +27,7 @@ pub(crate) mod machine;
 mod measures;
 mod mesh;
 mod overlay;
+mod processes;
 mod programs;
 mod progress;
 mod report;

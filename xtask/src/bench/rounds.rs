@@ -4,7 +4,8 @@
 use anyhow::Result;
 
 use super::left_out::{self, LeftOut};
-use super::measures::{self, Background, Effort, MEASURES, Measure};
+use super::measures::{Effort, MEASURES, Measure};
+use super::processes::{self, Background};
 use super::programs::{self, Program};
 use super::progress::Progress;
 use super::stats::{Sample, Samples};
@@ -56,7 +57,7 @@ pub(super) fn serve(
     let (mut served, mut servers) = (Vec::new(), Vec::new());
     for variant in variants {
         machine::go_on()?;
-        match measures::serve(&variant) {
+        match processes::serve(&variant) {
             Ok(server) => {
                 served.push(variant);
                 servers.push(server);

@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 
 use super::super::lab::Lab;
 use super::super::machine;
-use super::super::measures::{self, Effort, MEASURES};
+use super::super::measures::{Effort, MEASURES};
+use super::super::processes;
 use super::super::stats::Summary;
 use super::super::{Variant, overlay};
 use crate::build::{self, Profile};
@@ -115,7 +116,7 @@ impl<'a> Site<'a> {
         let node = self.nodes[0];
         let programmed = start(node)?;
         start(self.nodes[1])?;
-        let _servers = measures::serve(&self.variant)?;
+        let _servers = processes::serve(&self.variant)?;
         let median = |id: &str| -> Result<Option<f64>> {
             let measure = MEASURES.iter().find(|measure| measure.id == id);
             let measure = measure.filter(|measure| measure.is_of(&self.variant));
