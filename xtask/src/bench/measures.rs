@@ -272,7 +272,9 @@ fn stream(variant: &Variant, effort: Effort, cpu: usize) -> Result<f64> {
     let (cpu, target) = (cpu.to_string(), variant.target.to_string());
     let port = STREAM_PORT.to_string();
     let iperf3 = ["taskset", "-c", &cpu, "iperf3", "--client", &target, "--port", &port];
+    let patience = super::worker::PATIENCE.as_millis().to_string();
     let options = ["--congestion", "cubic", "--length", length, "--json"];
+    let options = [&options[..], &["--connect-timeout", &patience]].concat();
     let text = variant.client.read(&[&iperf3[..], &options, &effort.stream].concat())?;
     throughput(&text).context("iperf3 told no throughput")
 }

@@ -19,7 +19,7 @@ use super::udp;
 
 /// How long a server may take to answer: long enough for a SYN that is sent again after 1 s and
 /// after 3 (RFC 6298), and no two minutes, as the kernel would wait for one that never is.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Work to be done in a namespace.
 #[derive(Subcommand)]
