@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use super::lab::{Lab, OVERLAY, PATIENCE, UNDERLAY};
-use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::mesh::three;
+use super::processes::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::{Variant, ends, ipvs};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};
@@ -90,6 +90,7 @@ pub(crate) fn service(lab: &Lab) -> Result<Vec<Variant>> {
     }
     let ([client, entry, host], wire) = three(lab, "dservice")?;
     let [manager, worker] = swarm(lab, [&entry, &host])?;
+    manager.forward()?;
     worker.import()?;
     let ports = [(STREAM_PORT, "tcp"), (ECHO_PORT, "tcp"), (DATAGRAM_PORT, "udp")]
         .map(|(port, protocol)| format!("{port}:{port}/{protocol}"));
@@ -171,6 +172,21 @@ impl Daemon {
         let mut command = Command::new("docker");
         command.env("DOCKER_CONFIG", self.path("config"));
         command.args(["--host", &self.socket()]).args(arguments).read()
+    }
+
+    /// Has the namespace that balances forward, or no answer would come out of it. Every new
+    /// namespace takes this setting from the machine's first one (devinet_init_net, unless
+    /// net.core.devconf_inherit_init_net says otherwise). There an ordinary daemon has set it; ours
+    /// has set it on a host of the lab.
+    fn forward(&self) -> Result<()> {
+        let pid = fs::read_to_string(self.path("pid"))?;
+        let netns = format!("--net={}", self.path("exec/netns/ingress_sbox").display());
+        eventually("Docker to make a namespace that balances", PATIENCE, || {
+            let mut set = Command::new("nsenter");
+            set.args(["--target", &pid, "--mount", "nsenter", &netns]);
+            set.args(["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+            Ok(set.read().ok().map(drop))
+        })
     }
 
     /// Has the image, in which there is nothing.

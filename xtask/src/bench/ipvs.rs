@@ -14,8 +14,8 @@ use anyhow::Result;
 
 use super::classic::{self, container, docker_overlay, filter, point};
 use super::lab::{Lab, OVERLAY, UNDERLAY};
-use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::mesh::three;
+use super::processes::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::{Variant, ends};
 use crate::command::{CommandExt, find};
 use crate::node::{Host, Shell};

@@ -1,27 +1,18 @@
-//! What is measured, and how: starts iperf3 and workers in a variant's namespaces and
+//! What is measured, and how: has iperf3 and workers work in a variant's namespaces and
 //! reads what they tell. Knows nothing of what lies between the two.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::lab::PATIENCE;
+use super::processes::{
+    Background, CLIENT, DATAGRAM_PORT, ECHO_PORT, SERVER, STREAM_PORT, ask, read_number, start,
+    worker,
+};
 use super::{End, Variant, udp};
 use crate::command::{CommandExt, find};
-use crate::node::{Host, Shell};
-use crate::wait::eventually;
-
-/// CPU of every server.
-const SERVER: usize = 0;
-/// CPU of a client that has one of its own.
-const CLIENT: usize = 1;
-
-/// Ports of a server: iperf3, echo, datagrams.
-pub(crate) const STREAM_PORT: u16 = 5201;
-pub(crate) const ECHO_PORT: u16 = 5202;
-pub(crate) const DATAGRAM_PORT: u16 = 5203;
+use crate::node::Shell;
 
 /// One thing to measure.
 pub(crate) struct Measure {
@@ -170,77 +161,10 @@ impl Measure {
     /// Takes it.
     ///
     /// # Errors
-    /// If a program fails or nothing arrives.
+    /// If a program fails or nothing arrives; of what and of whom the caller knows.
     pub(crate) fn take(&self, variant: &Variant, effort: Effort) -> Result<f64> {
         (self.take)(variant, effort)
-            .with_context(|| format!("measuring {} of {}", self.id, variant.id))
     }
-}
-
-/// A process that ends with this.
-pub(crate) struct Background(Child);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Servers that wait for their client without using a CPU.
-pub(crate) fn serve(variant: &Variant) -> Result<[Background; 2]> {
-    let cpu = SERVER.to_string();
-    let port = STREAM_PORT.to_string();
-    let iperf3 = ["taskset", "-c", &cpu, "iperf3", "--server", "--port", &port];
-    let mut iperf3 = variant.server.command(&iperf3);
-    iperf3.stdin(Stdio::null()).stdout(Stdio::null());
-    let iperf3 = iperf3.spawn().with_context(|| format!("start `{}`", iperf3.line()))?;
-    let (echo, _) = start(worker(&variant.server, "echo", SERVER, ECHO_PORT, 0.0))?;
-    let servers = [Background(iperf3), echo];
-    let listens = || {
-        let filter = format!("sport = :{STREAM_PORT}");
-        let listing = variant.server.read(&["ss", "-Hltn", &filter])?;
-        Ok((!listing.is_empty()).then_some(()))
-    };
-    eventually("iperf3 to listen", PATIENCE, listens)?;
-    Ok(servers)
-}
-
-/// A worker that is to run on a host. The program is this very process's, even if a
-/// build replaces the file meanwhile.
-fn worker(host: &Host, work: &str, cpu: usize, port: u16, seconds: f64) -> Command {
-    let program = format!("/proc/{}/exe", std::process::id());
-    let mut command = host.command(&[&program, "bench-worker", work]);
-    command.args(["--cpu", &cpu.to_string(), "--port", &port.to_string()]);
-    command.args(["--seconds", &seconds.to_string()]);
-    command
-}
-
-/// Starts a worker that says when it is ready; what it prints from then on.
-fn start(mut command: Command) -> Result<(Background, BufReader<ChildStdout>)> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("start `{}`", command.line()))?;
-    let mut output = BufReader::new(child.stdout.take().expect("stdout is piped"));
-    let child = Background(child);
-    let mut line = String::new();
-    output.read_line(&mut line)?;
-    if line != "ready\n" {
-        bail!("`{}` did not begin", command.line());
-    }
-    Ok((child, output))
-}
-
-fn read_number(mut output: BufReader<ChildStdout>) -> Result<f64> {
-    let mut line = String::new();
-    output.read_line(&mut line)?;
-    line.trim().parse().context("the receiver ended without a result")
-}
-
-/// A client whose result is a number.
-fn ask(variant: &Variant, work: &str, port: u16, seconds: f64) -> Result<f64> {
-    let mut client = worker(&variant.client, work, SERVER, port, seconds);
-    let text = client.args(["--to", &variant.target.to_string()]).read()?;
-    text.parse().with_context(|| format!("`{}` said {text:?}", client.line()))
 }
 
 fn round_trip(variant: &Variant, effort: Effort) -> Result<f64> {
@@ -348,7 +272,9 @@ fn stream(variant: &Variant, effort: Effort, cpu: usize) -> Result<f64> {
     let (cpu, target) = (cpu.to_string(), variant.target.to_string());
     let port = STREAM_PORT.to_string();
     let iperf3 = ["taskset", "-c", &cpu, "iperf3", "--client", &target, "--port", &port];
+    let patience = super::worker::PATIENCE.as_millis().to_string();
     let options = ["--congestion", "cubic", "--length", length, "--json"];
+    let options = [&options[..], &["--connect-timeout", &patience]].concat();
     let text = variant.client.read(&[&iperf3[..], &options, &effort.stream].concat())?;
     throughput(&text).context("iperf3 told no throughput")
 }

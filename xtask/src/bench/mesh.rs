@@ -12,8 +12,8 @@ use anyhow::Result;
 
 use super::classic;
 use super::lab::{Lab, OVERLAY, UNDERLAY};
-use super::measures::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::overlay::Balancer;
+use super::processes::{DATAGRAM_PORT, ECHO_PORT, STREAM_PORT};
 use super::{End, Variant, ends};
 use super::{ipvs, overlay};
 use crate::node::{Datapath, Host, Shell};

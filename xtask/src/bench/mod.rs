@@ -12,19 +12,26 @@
 //! Every variant is measured in every round and the order is reversed each round; what
 //! is told are ratios within a round. So a noisy machine gives a wide spread and no
 //! wrong answer. Judges nothing but the goals, and fails for no figure.
+//!
+//! What cannot be measured is left out and named, and the rest is told all the same: a run takes
+//! long, and what others' datapaths cannot do is a result too. A run fails if something of
+//! netagent's own was left out, for that is a defect, or if nothing was measured at all.
 
 mod classic;
 mod docker;
 mod goals;
 mod ipvs;
 mod lab;
+mod left_out;
 pub(crate) mod machine;
 mod measures;
 mod mesh;
 mod overlay;
+mod processes;
 mod programs;
 mod progress;
 mod report;
+mod rounds;
 pub mod scale;
 mod stats;
 mod svg;
@@ -40,11 +47,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use self::lab::Lab;
+use self::left_out::LeftOut;
 use self::machine::Machine;
 use self::measures::{Effort, MEASURES, Measure};
 use self::programs::Program;
-use self::progress::Progress;
-use self::stats::{Sample, Samples};
+use self::stats::Samples;
 use self::told::Told;
 use crate::build::{self, Profile};
 use crate::command::find;
@@ -188,12 +195,22 @@ pub(crate) struct Run {
     pub(crate) samples: Samples,
     /// What our programs took while small packets were sent.
     pub(crate) programs: Vec<Program>,
+    /// What could not be measured.
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+impl Run {
+    /// Fails if the run has.
+    fn judge(&self) -> Result<()> {
+        left_out::judge(&self.left_out, !self.samples.0.is_empty())
+    }
 }
 
 /// Measures and reports. All that was made for it is removed, also after ^C.
 ///
 /// # Errors
-/// If something cannot be set up or measured.
+/// If nothing, or something of netagent's own, could not be measured: after what was measured
+/// has been reported.
 pub fn run(options: &Options) -> Result<()> {
     let run = match options.kernel {
         Some(kernel) => elsewhere(kernel, options)?,
@@ -205,14 +222,15 @@ pub fn run(options: &Options) -> Result<()> {
             here(options)?
         }
     };
-    report::all(&run, options)
+    report::all(&run, options)?;
+    run.judge()
 }
 
 /// Measures where all is set up and built, and prints the samples alone: the part that runs in a
 /// test machine.
 ///
 /// # Errors
-/// If something cannot be measured.
+/// If there is no lab to measure in, or somebody wants us to end.
 pub fn inside(options: &Options) -> Result<()> {
     println!("{SAMPLES}{}", serde_json::to_string(&Told::of(&here(options)?))?);
     Ok(())
@@ -256,15 +274,14 @@ fn here(options: &Options) -> Result<Run> {
     let load = machine::load();
     let lab = Lab::new()?;
     let _session = machine::prefer_this_session()?;
-    let variants = make(&lab, &choice)?;
-    let _servers = variants.iter().map(measures::serve).collect::<Result<Vec<_>>>()?;
-    let samples = measure(&choice.measures, &variants, effort, rounds)?;
-    let mut programs = Vec::new();
-    for variant in variants.iter().filter(|variant| variant.id.starts_with("ebpf")) {
-        programs.extend(programs::of(variant, &MEASURES[0], effort)?);
-    }
+    let mut left_out = Vec::new();
+    let variants = rounds::set_up(&choice.kinds, &mut left_out, |maker| maker(&lab))?;
+    let (variants, _servers) = rounds::serve(variants, &mut left_out)?;
+    let take = |measure: &Measure, variant: &Variant| measure.take(variant, effort);
+    let samples = rounds::measure(&choice.measures, &variants, rounds, &mut left_out, take)?;
+    let programs = rounds::programs(&variants, effort, &mut left_out)?;
     let command = options.line();
-    Ok(Run { machine, emulated: false, command, rounds, load, samples, programs })
+    Ok(Run { machine, emulated: false, command, rounds, load, samples, programs, left_out })
 }
 
 impl Options {
@@ -294,60 +311,6 @@ impl Options {
     fn is_whole(&self) -> bool {
         !self.quick && self.only.is_empty()
     }
-}
-
-/// Sets the chosen variants up, in the order of [`VARIANTS`].
-fn make(lab: &Lab, choice: &Choice) -> Result<Vec<Variant>> {
-    let mut makers: Vec<Maker> = Vec::new();
-    for kind in &choice.kinds {
-        if !makers.iter().any(|maker| std::ptr::fn_addr_eq(*maker, kind.maker)) {
-            makers.push(kind.maker);
-        }
-    }
-    let mut variants = Vec::new();
-    for maker in makers {
-        machine::go_on()?;
-        variants.extend(maker(lab)?);
-    }
-    let place = |variant: &Variant| choice.kinds.iter().position(|kind| kind.id == variant.id);
-    variants.retain(|variant| place(variant).is_some());
-    variants.sort_by_key(place);
-    Ok(variants)
-}
-
-fn measure(
-    measures: &[&'static Measure],
-    variants: &[Variant],
-    effort: Effort,
-    rounds: usize,
-) -> Result<Samples> {
-    let steps = |measure: &&'static Measure| variants.iter().filter(|v| measure.is_of(v)).count();
-    let mut progress = Progress::of(rounds * measures.iter().map(steps).sum::<usize>());
-    let mut samples = Samples::default();
-    for round in 0..rounds {
-        progress.round(round, rounds);
-        for measure in measures {
-            let mut variants: Vec<_> = variants.iter().filter(|v| measure.is_of(v)).collect();
-            if round % 2 == 1 {
-                variants.reverse();
-            }
-            for variant in variants {
-                machine::go_on()?;
-                progress.step(&format!("{}, {}", measure.title, variant.id));
-                let value = match measure.take(variant, effort) {
-                    Err(error) => {
-                        machine::go_on()?;
-                        eprintln!("\rbench: once more: {error:#}");
-                        measure.take(variant, effort)?
-                    }
-                    Ok(value) => value,
-                };
-                let (measure, variant) = (measure.id, variant.id);
-                samples.0.push(Sample { round, measure, variant, value });
-            }
-        }
-    }
-    Ok(samples)
 }
 
 #[cfg(test)]

@@ -28,6 +28,12 @@ impl Progress {
         self.done += 1;
     }
 
+    /// Says something that stays to be read.
+    pub(crate) fn say(&self, text: &str) {
+        let clear = if self.terminal { "\r\x1b[K" } else { "" };
+        eprintln!("{clear}bench: {text}");
+    }
+
     /// A round begins.
     pub(crate) fn round(&self, round: usize, rounds: usize) {
         if !self.terminal {

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::goals::{GOALS, Goal, Reached};
+use super::left_out::LeftOut;
 use super::measures::Measure;
 use super::programs::Program;
 use super::stats::Summary;
@@ -15,10 +16,10 @@ use super::told::Told;
 use super::{Options, Run, VARIANTS, svg};
 use crate::command::checkout;
 
-/// Prints the results and writes them down. Those of a whole run become part of the
-/// documentation; others lie beside what was built.
+/// Prints the results and writes them down. Those of a whole run that has not failed become part
+/// of the documentation; others lie beside what was built.
 pub(super) fn all(run: &Run, options: &Options) -> Result<()> {
-    let whole = options.is_whole();
+    let whole = options.is_whole() && run.judge().is_ok();
     let directory = checkout().join(if whole { "agent/docs/bench" } else { "target/bench" });
     let name = if options.kernel.is_some() { "ipvs" } else { "results" };
     let write = |ending: &str, text: &str| {
@@ -62,9 +63,10 @@ fn in_brief(run: &Run) -> String {
         run.command, run.machine.date, run.rounds, run.machine.cpus
     );
     for goal in GOALS {
-        if let Some(summary) = goal.measured(&run.samples) {
-            let _ = writeln!(text, "| {} | {:.2} |", goal.title, summary.median);
-        }
+        let measured = goal.measured(&run.samples);
+        let measured =
+            measured.map_or("not measured".to_owned(), |summary| format!("{:.2}", summary.median));
+        let _ = writeln!(text, "| {} | {measured} |", goal.title);
     }
     text
 }
@@ -130,6 +132,12 @@ fn plain(run: &Run) -> String {
     for Program { variant, name, nanoseconds, .. } in &run.programs {
         let _ = writeln!(text, "  {variant:12} {name:28} {nanoseconds:>5.0}");
     }
+    if !run.left_out.is_empty() {
+        let _ = writeln!(text, "\nLeft out");
+    }
+    for left_out in &run.left_out {
+        let _ = writeln!(text, "  {left_out}");
+    }
     let _ = writeln!(text, "\n{}", noise(run));
     text
 }
@@ -179,6 +187,12 @@ fn markdown(run: &Run, name: &str) -> String {
         noise(run),
         if run.emulated { EMULATED } else { "" },
     );
+    if !run.left_out.is_empty() {
+        text += "\n## Left out\n\nWhat could not be measured is in no table, of no round:\n\n";
+    }
+    for LeftOut { what, variant, reason } in &run.left_out {
+        let _ = writeln!(text, "- `{what}` of `{variant}`: {reason}");
+    }
     if !run.emulated {
         text += &goals(run);
     }
@@ -209,6 +223,7 @@ fn markdown(run: &Run, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::told::tests::run;
     use super::*;
 
     #[test]
@@ -217,6 +232,25 @@ mod tests {
         let expected = format!("before\n{}new\n{}after\n", MARKS[0], MARKS[1]);
         assert_eq!(between(&text, "new\n").unwrap(), expected);
         assert_eq!(between("no marks\n", "new\n"), None);
+    }
+
+    #[test]
+    fn what_was_left_out_is_named_and_the_rest_is_told() {
+        let mut run = run();
+        run.samples.0.retain(|sample| sample.measure != "rtt" || sample.variant != "raw");
+        let (markdown, plain) = (markdown(&run, "results"), plain(&run));
+        for line in ["- `rtt` of `docker`: no answer\n", "- `set-up` of `kernel`: no answer\n"] {
+            assert!(markdown.contains(line), "{markdown}");
+        }
+        assert!(plain.contains("\n  rtt of docker: no answer\n"), "{plain}");
+        // A figure whose base is not there has no ratio, and a goal no measurement.
+        assert!(markdown.contains("\n| bridge+vxlan | 6.6 us |  |  |\n"), "{markdown}");
+        assert!(markdown.contains("| added round trip ÷ what bridge+vxlan adds | not measured |"));
+        assert!(
+            in_brief(&run).contains("| added round trip ÷ what bridge+vxlan adds | not measured |")
+        );
+        run.left_out.clear();
+        assert!(!super::markdown(&run, "results").contains("Left out"));
     }
 
     #[test]

@@ -17,6 +17,10 @@ use nix::unistd::Pid;
 use super::stats::{percentile, sorted};
 use super::udp;
 
+/// How long a server may take to answer: long enough for a SYN that is sent again after 1 s and
+/// after 3 (RFC 6298), and no two minutes, as the kernel would wait for one that never is.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Work to be done in a namespace.
 #[derive(Subcommand)]
 pub enum Work {
@@ -163,10 +167,18 @@ fn tune(stream: &TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// A connection to the server.
+fn call(to: &To) -> Result<TcpStream> {
+    let address = to.address();
+    let stream = TcpStream::connect_timeout(&address.into(), PATIENCE)
+        .with_context(|| format!("cannot connect to {address}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
 fn ping_pong(to: &To) -> Result<f64> {
-    let mut stream = TcpStream::connect(to.address())?;
+    let mut stream = call(to)?;
     tune(&stream)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut times = Vec::with_capacity(1 << 18);
     let end = Instant::now() + to.on.duration();
     let mut byte = [0];
@@ -188,8 +200,7 @@ fn connect(to: &To) -> Result<f64> {
     let begin = Instant::now();
     let mut connections = 0_u32;
     while begin.elapsed() < to.on.duration() {
-        let mut stream = TcpStream::connect(to.address())?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let mut stream = call(to).with_context(|| format!("after {connections} connections"))?;
         let mut byte = [0];
         stream.write_all(&byte)?;
         stream.read_exact(&mut byte)?;

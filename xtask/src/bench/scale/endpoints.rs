@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 
 use super::super::lab::Lab;
 use super::super::machine;
-use super::super::measures::{self, Effort, MEASURES};
+use super::super::measures::{Effort, MEASURES};
+use super::super::processes;
 use super::super::stats::Summary;
 use super::super::{Variant, overlay};
 use crate::build::{self, Profile};
@@ -118,14 +119,14 @@ impl<'a> Site<'a> {
         let node = self.nodes[0];
         let programmed = start(node)?;
         start(self.nodes[1])?;
-        let _servers = measures::serve(&self.variant)?;
+        let _servers = processes::serve(&self.variant)?;
         let median = |id: &str| -> Result<Option<f64>> {
             let measure = MEASURES.iter().find(|measure| measure.id == id);
             let measure = measure.filter(|measure| measure.is_of(&self.variant));
             let Some(measure) = measure else { return Ok(None) };
             let take = |_| {
                 machine::go_on()?;
-                measure.take(&self.variant, effort)
+                measure.take(&self.variant, effort).with_context(|| format!("measuring {id}"))
             };
             let values = (0..repeats).map(take).collect::<Result<Vec<_>>>()?;
             Ok(Summary::of(&values).map(|summary| summary.median))
