@@ -275,7 +275,7 @@ pub(super) fn report(view: &View, id: &NodeId, facts: Option<&NodeFacts>) -> Dec
     let Some(old) = view.snapshot.nodes.get(id) else {
         return Err(Error::Forbidden(format!("node {id} is not a member of this cluster")));
     };
-    let mut new = Node { status: NodeStatus::Ready, ..old.clone() };
+    let mut new = Node { status: NodeStatus::Ready, ..Node::clone(old) };
     if let Some(facts) = facts {
         validate::facts(facts)?;
         if facts.address != old.address {
@@ -289,7 +289,7 @@ pub(super) fn report(view: &View, id: &NodeId, facts: Option<&NodeFacts>) -> Dec
         // An agent that does not tell of it has the one that it got when it joined.
         new.certificate = new.certificate.or_else(|| old.certificate.clone());
     }
-    let ops = if new == *old { vec![] } else { vec![view::put_node(&new)] };
+    let ops = if new == **old { vec![] } else { vec![view::put_node(&new)] };
     Ok((ops, ()))
 }
 
@@ -297,7 +297,7 @@ pub(super) fn mark_down(view: &View, silent: &BTreeSet<NodeId>) -> Decision<Vec<
     let down = silent
         .iter()
         .filter_map(|id| view.snapshot.nodes.get(id))
-        .map(|node| Node { status: NodeStatus::Down, ..node.clone() });
+        .map(|node| Node { status: NodeStatus::Down, ..Node::clone(node) });
     let nodes: Vec<_> = down.collect();
     Ok((nodes.iter().map(view::put_node).collect(), nodes))
 }

@@ -102,12 +102,12 @@ pub(super) fn advance(view: &View, applied: impl Fn(&NodeId) -> u64) -> Decision
     let nodes = || view.snapshot.nodes.values();
     for node in nodes().filter(|n| n.ipsec.missing.is_none() && n.epoch != newest_epoch) {
         if applied(&node.id) >= view.keyring {
-            ops.push(view::put_node(&Node { epoch: newest_epoch, ..node.clone() }));
+            ops.push(view::put_node(&Node { epoch: newest_epoch, ..Node::clone(node) }));
         }
     }
     let knows = |node: &Node| applied(&node.id) >= view.epochs.max(view.keyring);
     let floor = floor(view, keyring, knows);
-    let known = nodes().filter(|n| n.status == NodeStatus::Ready).all(knows);
+    let known = nodes().filter(|n| n.status == NodeStatus::Ready).all(|node| knows(node));
     if !ops.is_empty() || !known {
         return Ok((ops, ()));
     }
@@ -142,7 +142,7 @@ fn floor(view: &View, keyring: &Keyring, knows: impl Fn(&Node) -> bool) -> u64 {
         NodeStatus::Down => patient,
         NodeStatus::Ready => node.epoch,
     };
-    able.map(of).min().unwrap_or(newest).min(newest)
+    able.map(|node| of(node)).min().unwrap_or(newest).min(newest)
 }
 
 /// When keys are renewed, as was chosen.
@@ -213,7 +213,7 @@ mod tests {
             let snapshot = Arc::make_mut(&mut view.snapshot);
             for n in 1..=3 {
                 let node = fixture::node(n);
-                snapshot.nodes.insert(node.id.clone(), node);
+                snapshot.nodes.insert(node.id.clone(), node.into());
             }
             let mut network = fixture::network("secret", 0);
             network.encrypted = true;
@@ -272,7 +272,7 @@ mod tests {
         }
 
         fn node(&mut self, change: impl FnOnce(&mut Node)) -> NodeId {
-            let mut node = self.view.snapshot.nodes.values().next().unwrap().clone();
+            let mut node = Node::clone(self.view.snapshot.nodes.values().next().unwrap());
             change(&mut node);
             self.commit(vec![view::put_node(&node)]);
             node.id

@@ -122,7 +122,7 @@ mod tests {
                 ipsec: Ipsec::default(),
             };
             let node = decide::node(NodeId::new(), Role::Worker, facts);
-            snapshot.nodes.insert(node.id.clone(), node);
+            snapshot.nodes.insert(node.id.clone(), node.into());
         }
         (snapshot.nodes.keys().cloned().collect(), snapshot)
     }
@@ -170,7 +170,7 @@ mod tests {
         leases.renew(&ids[0], 7);
         leases.renew(&ids[1], 8);
         assert!(!leases.all_applied(&snapshot, 7), "one has not reported at all");
-        snapshot.nodes.get_mut(&ids[2]).unwrap().status = NodeStatus::Down;
+        snapshot.node_mut(&ids[2]).status = NodeStatus::Down;
         assert!(leases.all_applied(&snapshot, 7));
         assert!(!leases.all_applied(&snapshot, 8));
     }

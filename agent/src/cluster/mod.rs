@@ -57,7 +57,7 @@ use crate::api::types::{
 };
 use crate::facts::{Addresses, HostReader};
 use crate::model::{
-    CaRotation, Datapath, Ipsec, Name, Network, NodeId, Role, Service, Snapshot, Trust,
+    CaRotation, Datapath, Ipsec, Name, Network, Node, NodeId, Role, Service, Snapshot, Trust,
 };
 use manager::Manager;
 use member::{Member, Part};
@@ -213,7 +213,9 @@ impl Cluster {
             certificate_expires: certificate.map(|certificate| certificate.expires),
             ca_rotation: snapshot.ca_rotation(),
             version: self.0.config.version.clone(),
-            node: member.ok().and_then(|m| snapshot.nodes.get(m.node()).cloned()),
+            node: member
+                .ok()
+                .and_then(|m| snapshot.nodes.get(m.node()).map(|node| Node::clone(node))),
             cluster: snapshot.cluster.clone(),
             manager_reachable,
             applied: *self.0.applied.borrow(),

@@ -79,7 +79,7 @@ mod tests {
     fn all_renew(view: &mut View) {
         let snapshot = Arc::make_mut(&mut view.snapshot);
         let ca = snapshot.trust.as_ref().unwrap().digest.clone();
-        for node in snapshot.nodes.values_mut() {
+        for node in snapshot.nodes_mut() {
             node.certificate = Some(Certificate { expires: String::new(), ca: ca.clone() });
         }
     }
@@ -90,7 +90,7 @@ mod tests {
         let mut view = View::default();
         let mut node = fixture::node(1);
         node.role = Role::Manager;
-        Arc::make_mut(&mut view.snapshot).nodes.insert(node.id.clone(), node);
+        Arc::make_mut(&mut view.snapshot).nodes.insert(node.id.clone(), node.into());
         force(&view).unwrap_err();
         assert_eq!(commit(&mut view.clone(), advance(&view).unwrap()), 0);
 

@@ -130,7 +130,7 @@ async fn what_one_has_another_cannot_advertise() {
     ] {
         let member = facts(member.0, member.1).await;
         let member = decide::node(NodeId::new(), Role::Worker, member);
-        let nodes = [(member.id.clone(), member)].into();
+        let nodes = [(member.id.clone(), member.into())].into();
         let snapshot = Snapshot { nodes, ..Snapshot::default() };
         let said = validate::newcomer(&facts(newcomer.0, newcomer.1).await, &snapshot);
         match clash {

@@ -129,7 +129,7 @@ pub(super) fn network(request: &CreateNetwork, snapshot: &Snapshot) -> Result<Op
 
 /// Whether every member can carry an encrypted network.
 fn encrypted(network: &Name, snapshot: &Snapshot) -> Result<(), Error> {
-    let unable: Vec<_> = snapshot.nodes.values().filter_map(unable).collect();
+    let unable: Vec<_> = snapshot.nodes.values().filter_map(|node| unable(node)).collect();
     if unable.is_empty() {
         return Ok(());
     }
@@ -245,7 +245,7 @@ pub(super) fn subnet(subnet: Ipv4Network, snapshot: &Snapshot) -> Result<(), Err
 pub(super) fn taken(snapshot: &Snapshot) -> Vec<Ipv4Network> {
     let nodes = snapshot.nodes.values();
     let routes = nodes.clone().flat_map(|n| n.routes.iter().copied());
-    let addresses = nodes.flat_map(Node::addresses).map(Ipv4Network::from);
+    let addresses = nodes.flat_map(|node| node.addresses()).map(Ipv4Network::from);
     let special = SPECIAL.iter().filter_map(|(ip, prefix, _)| Ipv4Network::new(*ip, *prefix).ok());
     let networks = snapshot.networks.values().map(|n| n.subnet);
     networks.chain(routes).chain(addresses).chain(special).collect()
@@ -414,10 +414,10 @@ pub(super) fn newcomer(facts: &NodeFacts, snapshot: &Snapshot) -> Result<(), Err
             facts.address, node.hostname, node.status, node.id
         )));
     }
-    let hides = |node: &&Node| {
+    let hides = |node: &Node| {
         facts.local_address == Some(node.address) || node.local_address == Some(facts.address)
     };
-    if let Some(node) = snapshot.nodes.values().find(hides) {
+    if let Some(node) = snapshot.nodes.values().find(|node| hides(node)) {
         return Err(Error::Conflict(format!(
             "host {} ({}) and node {} ({}) could not reach each other: behind NAT, one of them has \
              the address itself that the other advertises",

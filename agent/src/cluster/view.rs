@@ -104,7 +104,7 @@ impl View {
             match key.split_once('/') {
                 Some(("nodes", id)) => {
                     let id = id.parse::<NodeId>().ok();
-                    let epoch = |nodes: &BTreeMap<NodeId, Node>| {
+                    let epoch = |nodes: &BTreeMap<NodeId, Arc<Node>>| {
                         nodes.get(id.as_ref()?).map(|node| node.epoch)
                     };
                     let before = epoch(&snapshot.nodes);

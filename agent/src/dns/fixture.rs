@@ -18,7 +18,7 @@ impl Cluster {
     pub(crate) fn new() -> Self {
         let node = node(NodeStatus::Ready);
         let mut snapshot = Snapshot::default();
-        snapshot.nodes.insert(node.id.clone(), node.clone());
+        snapshot.nodes.insert(node.id.clone(), node.clone().into());
         Self { snapshot, node: node.id }
     }
 
@@ -121,7 +121,7 @@ impl Cluster {
     pub(crate) fn on_a_node(mut self, address: &str, status: NodeStatus) -> Self {
         let node = node(status);
         self.at(address).node = node.id.clone();
-        self.snapshot.nodes.insert(node.id.clone(), node);
+        self.snapshot.nodes.insert(node.id.clone(), node.into());
         self
     }
 

@@ -60,8 +60,8 @@ pub struct Snapshot {
     /// The CAs that nodes trust; None if it is still the one that each got when it joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust: Option<Trust>,
-    /// Members.
-    pub nodes: BTreeMap<NodeId, Node>,
+    /// Members. Snapshots share what is the same in both: one of a thousand changes.
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
     /// Networks.
     pub networks: BTreeMap<NetworkId, Network>,
     /// Services.
@@ -116,6 +116,7 @@ impl Snapshot {
         all.clone()
             .find(|n| n.hostname == name_or_id)
             .or_else(|| all.find(|n| n.id.is_meant_by(name_or_id)))
+            .map(Arc::as_ref)
     }
 
     /// The service with this name, or else with this identifier (its first twelve
@@ -211,8 +212,21 @@ impl Snapshot {
     /// Largest packet of encrypted networks, in bytes, where the underlay takes `underlay`.
     #[must_use]
     pub fn encrypted_mtu(&self, underlay: u16) -> u16 {
-        let in_udp = self.nodes.values().any(Node::is_behind_nat);
+        let in_udp = self.nodes.values().any(|node| node.is_behind_nat());
         netagent_common::encrypted_mtu(underlay, in_udp)
+    }
+}
+
+#[cfg(test)]
+impl Snapshot {
+    /// The record of a member, to be changed.
+    pub(crate) fn node_mut(&mut self, id: &NodeId) -> &mut Node {
+        Arc::make_mut(self.nodes.get_mut(id).expect("a member"))
+    }
+
+    /// Those of all members.
+    pub(crate) fn nodes_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.nodes.values_mut().map(Arc::make_mut)
     }
 }
 

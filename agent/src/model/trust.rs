@@ -119,7 +119,7 @@ mod tests {
             node.role = if n == 1 { Role::Manager } else { Role::Worker };
             node.certificate = Some(certificate("old"));
             ids.push(node.id.clone());
-            snapshot.nodes.insert(node.id.clone(), node);
+            snapshot.nodes.insert(node.id.clone(), node.into());
         }
         snapshot.trust = Some(Trust {
             ca: "NEW\n".into(),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     fn renew(snapshot: &mut Snapshot, id: &NodeId) {
-        snapshot.nodes.get_mut(id).unwrap().certificate = Some(certificate("new"));
+        snapshot.node_mut(id).certificate = Some(certificate("new"));
     }
 
     fn trust(snapshot: &mut Snapshot) -> &mut Trust {
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(may(&s), [false, true, true]);
         renew(&mut s, &ids[1]);
         // One that is away, or has an agent that says nothing of certificates, is waited for.
-        let waited = s.nodes.get_mut(&ids[2]).unwrap();
+        let waited = s.node_mut(&ids[2]);
         (waited.status, waited.certificate) = (crate::model::NodeStatus::Down, None);
         assert_eq!(said(&s), "1 of 3 nodes renewed, waiting for n1, n3");
         assert_eq!(may(&s), [false, true, true]);

@@ -231,7 +231,7 @@ mod tests {
     fn world(epochs: &[u64], received: u64) -> World {
         let mut world = fixture::two_nodes();
         world.snapshot.networks.values_mut().for_each(|n| n.encrypted = true);
-        world.snapshot.nodes.values_mut().for_each(|n| n.epoch = received);
+        world.snapshot.nodes_mut().for_each(|n| n.epoch = received);
         world.snapshot.keyring = Some(Keyring { keys: epochs.iter().copied().map(key).collect() });
         world
     }
@@ -284,7 +284,7 @@ mod tests {
         let peer = |state: &State, vtep| state[&Key::Map(MapKey::Peer(vtep))].clone();
         assert_eq!(peer(&direct, there), Value::Peer { in_udp: false });
         world.me.vtep = own;
-        world.snapshot.nodes.get_mut(&world.me.id).unwrap().local_address = Some(own);
+        world.snapshot.node_mut(&world.me.id).local_address = Some(own);
         for (state, before, [here, other]) in
             [(desired(&world), direct, [own, there]), (elsewhere(&world), outside, [there, known])]
         {

@@ -111,7 +111,7 @@ pub(crate) fn two_nodes() -> World {
             created: "2026-01-01T00:00:00Z".into(),
             restored: None,
         }),
-        nodes: [here, there].map(|n| (n.id.clone(), n)).into(),
+        nodes: [here, there].map(|n| (n.id.clone(), n.into())).into(),
         networks: [network].map(|n| (n.id.clone(), n)).into(),
         services: [].into(),
         endpoints: [mine.clone(), other].map(|e| (e.id.clone(), e)).into(),

@@ -330,7 +330,7 @@ mod tests {
     #[test]
     fn nodes_that_do_not_answer_are_the_last_resort() {
         let (mut world, _) = world();
-        let there = world.snapshot.nodes.values_mut().find(|n| n.id != world.me.id).unwrap();
+        let there = world.snapshot.nodes_mut().find(|n| n.id != world.me.id).unwrap();
         there.status = NodeStatus::Down;
         assert_eq!(ring_of(&state(&world)), Some(vec![HERE]));
         assert_eq!(role(&state(&world), THERE), (VIP, false));
@@ -349,7 +349,7 @@ mod tests {
         };
         let last = endpoint.address;
         world.snapshot.endpoints.insert(endpoint.id.clone(), endpoint);
-        world.snapshot.nodes.insert(third.id.clone(), third.clone());
+        world.snapshot.nodes.insert(third.id.clone(), third.clone().into());
         let second = world.snapshot.endpoints.values().find(|e| e.address == THERE).unwrap();
         let second = second.node.clone();
         assert_eq!(ring_of(&state(&world)), Some(vec![HERE, THERE, last]));
@@ -358,18 +358,18 @@ mod tests {
         assert_eq!(role(&state(&world), THERE), (VIP, false));
         edit(&mut world, HERE, |task| task.draining = true);
         // What this node sees itself counts for more than what the manager does not hear.
-        world.snapshot.nodes.get_mut(&third.id).unwrap().status = NodeStatus::Down;
+        world.snapshot.node_mut(&third.id).status = NodeStatus::Down;
         assert_eq!(ring_of(&state(&world)), Some(vec![last]));
         world.snapshot.unreachable.insert(third.id.clone());
         assert_eq!(ring_of(&state(&world)), Some(vec![THERE]), "none is reached: the ready one");
-        world.snapshot.nodes.get_mut(&second).unwrap().status = NodeStatus::Down;
+        world.snapshot.node_mut(&second).status = NodeStatus::Down;
         assert_eq!(ring_of(&state(&world)), Some(vec![THERE, last]));
     }
 
     #[test]
     fn a_node_that_cannot_translate_has_no_backends() {
         let (mut world, _) = world();
-        let there = world.snapshot.nodes.values_mut().find(|n| n.id != world.me.id).unwrap();
+        let there = world.snapshot.nodes_mut().find(|n| n.id != world.me.id).unwrap();
         there.datapath = Datapath::Kernel;
         assert_eq!(ring_of(&state(&world)), Some(vec![HERE]));
         assert_eq!(role(&state(&world), THERE), (Ipv4Addr::UNSPECIFIED, false));

@@ -92,7 +92,7 @@ fn mtu_is_the_smallest_uplink_less_the_header_and_never_more() {
     let mut world = two_nodes();
     let network = world.snapshot.networks.values().next().unwrap().clone();
     assert_eq!(world.snapshot.mtu(&network), 1450);
-    world.snapshot.nodes.values_mut().next().unwrap().mtu = 1400;
+    world.snapshot.nodes_mut().next().unwrap().mtu = 1400;
     assert_eq!(world.snapshot.mtu(&network), 1350);
     assert_eq!(world.snapshot.mtu(&Network { mtu: Some(1300), ..network.clone() }), 1300);
     assert_eq!(world.snapshot.mtu(&Network { mtu: Some(9000), ..network }), 1350);

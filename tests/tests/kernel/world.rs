@@ -160,7 +160,7 @@ impl World {
                 restored: None,
             }),
             endpoints: endpoints.into_iter().map(|e| (e.id.clone(), e)).collect(),
-            nodes: [here.clone(), there].map(|n| (n.id.clone(), n)).into(),
+            nodes: [here.clone(), there].map(|n| (n.id.clone(), n.into())).into(),
             networks: networks.map(|n| (n.id.clone(), n)).into(),
             services: [(service.id.clone(), service)].into(),
             unreachable: [].into(),

@@ -1,5 +1,7 @@
 //! The watch stream, in which nodes follow their manager.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,7 +16,7 @@ use crate::model::{
 #[serde(rename_all = "snake_case", tag = "type", content = "object")]
 pub enum Change {
     /// A node is new or changed.
-    Node(Node),
+    Node(Arc<Node>),
     /// A node is gone.
     NodeRemoved(NodeId),
     /// A network is new or changed.

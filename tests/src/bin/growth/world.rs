@@ -124,7 +124,7 @@ impl World {
                 created: String::new(),
                 restored: None,
             }),
-            nodes: [here, there].map(|n| (n.id.clone(), n)).into(),
+            nodes: [here, there].map(|n| (n.id.clone(), n.into())).into(),
             networks: [network].map(|n| (n.id.clone(), n)).into(),
             services: services.into_iter().map(|s| (s.id.clone(), s)).collect(),
             endpoints: endpoints.into_iter().map(|e| (e.id.clone(), e)).collect(),
