@@ -143,8 +143,9 @@ fn plain(run: &Run) -> String {
 }
 
 /// What the figures of a test machine are worth.
-const EMULATED: &str = "\n\nThe machine is emulated, by QEMU without KVM: the figures are no \
-    machine's, and a ratio says how much more is executed.";
+const EMULATED: &str = "\n\nThe machine is emulated, by QEMU without KVM, and its clock counts \
+    instructions, a nanosecond each, one CPU after the other. So a ratio says how much more is \
+    executed, the same in every run; caches, waiting, and what two CPUs do at once are not in it.";
 
 fn goals(run: &Run) -> String {
     let mut text = "\n## Goals of the eBPF datapath\n\n\

@@ -32,6 +32,17 @@ pub(super) struct Machine {
     pub(super) initrd: PathBuf,
     /// File for what the kernel says.
     pub(super) console: PathBuf,
+    pub(super) clock: Clock,
+}
+
+/// What its clock counts.
+#[derive(Clone, Copy)]
+pub(super) enum Clock {
+    /// Time that passes.
+    Time,
+    /// Instructions that its processors have executed, a nanosecond each, one processor after the
+    /// other. So what is measured there is the same however busy this machine is.
+    Instructions,
 }
 
 /// How a machine has ended.
@@ -107,8 +118,14 @@ impl Machine {
     fn command(&self) -> Command {
         let mut command = Command::new(QEMU);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
-        command.args(["-m", "1280"]);
+        command.args(["-M", "q35", "-cpu", "max", "-smp", "2", "-m", "1280", "-accel"]);
+        match self.clock {
+            Clock::Time => command.arg("tcg,thread=multi"),
+            // Without sleep, as time in which nobody works is nobody's.
+            Clock::Instructions => {
+                command.args(["tcg,thread=single", "-icount", "shift=0,sleep=off"])
+            }
+        };
         command.arg("-kernel").arg(&self.image).arg("-initrd").arg(&self.initrd);
         // A panic or an oops ends it, at once.
         let kernel = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off random.trust_cpu=on \

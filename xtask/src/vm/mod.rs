@@ -28,7 +28,7 @@ use crate::test::{self, Count};
 use image::Content;
 use kernel::Kernel;
 pub use kernel::Line;
-use machine::Machine;
+use machine::{Clock, Machine};
 use suite::Suite;
 
 /// What runs on every kernel if nothing is named.
@@ -67,7 +67,7 @@ pub(crate) fn usual(count: &mut Count) {
 }
 
 /// Runs a command of this very program on a kernel, where `tools` are too, and gives each line
-/// that it prints to `read`.
+/// that it prints to `read`. The clock there counts instructions.
 ///
 /// # Errors
 /// If something is missing and cannot be fetched or built, or the command fails.
@@ -83,7 +83,8 @@ pub(crate) fn command(
     let content = Content { tools, programs: vec![program], script };
     let directory = directory()?;
     let mut failed = false;
-    on(&Kernel::get(line, &directory)?, &content, &directory, |line| {
+    let kernel = Kernel::get(line, &directory)?;
+    on(&kernel, &content, &directory, Clock::Instructions, |line| {
         match line.strip_prefix("vm: status ") {
             Some(status) => failed = status != "0",
             None => read(line),
@@ -126,11 +127,13 @@ fn tests(kernel: &Kernel, content: &Content, count: &mut Count, directory: &Path
     let before = count.finished();
     count.at = Some(release.clone());
     let mut failed = None;
-    let ran = on(kernel, content, directory, |line| match line.strip_prefix("vm: status ") {
-        // A process of tests that failed has said so, if it came to its end.
-        Some("0" | "101") => {}
-        Some(status) => failed = Some(format!("a suite ended with status {status}")),
-        None => count.take(line),
+    let ran = on(kernel, content, directory, Clock::Time, |line| {
+        match line.strip_prefix("vm: status ") {
+            // A process of tests that failed has said so, if it came to its end.
+            Some("0" | "101") => {}
+            Some(status) => failed = Some(format!("a suite ended with status {status}")),
+            None => count.take(line),
+        }
     });
     count.at = None;
     if let Err(error) = ran {
@@ -148,11 +151,18 @@ fn tests(kernel: &Kernel, content: &Content, count: &mut Count, directory: &Path
 }
 
 /// Boots a machine with this content.
-fn on(kernel: &Kernel, content: &Content, directory: &Path, read: impl FnMut(&str)) -> Result<()> {
+fn on(
+    kernel: &Kernel,
+    content: &Content,
+    directory: &Path,
+    clock: Clock,
+    read: impl FnMut(&str),
+) -> Result<()> {
     let machine = Machine {
         image: kernel.image()?,
         initrd: directory.join(format!("initrd-{}", std::process::id())),
         console: directory.join(format!("console-{}", kernel.release)),
+        clock,
     };
     image::write(&machine.initrd, kernel, content)?;
     let ran = machine.run(read);
