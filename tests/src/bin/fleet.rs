@@ -21,14 +21,17 @@ use netagent::model::{
 use netagent::plan::{Me, Op, State};
 use netagent::reconcile::{Inputs, Kernel, Reconciler};
 use nix::time::{ClockId, clock_gettime};
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Address of the first node but one.
 const FIRST: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 0);
-/// Nodes that join at the same time: they come from one address, of which a manager takes
+/// Nodes that connect at the same time: they come from one address, of which a manager takes
 /// only so many connections at once.
 const JOINING: usize = 16;
 
+/// How long a node may take to hear of its manager.
+const FOLLOWING: Duration = Duration::from_secs(60);
 /// How often a node tries to join.
 const JOINS: usize = 20;
 /// Nodes with a backend.
@@ -47,36 +50,43 @@ async fn main() -> Result<()> {
     let (sender, applied) = mpsc::unbounded_channel();
     let turns = Semaphore::new(JOINING);
     let all = (0..nodes).map(|number| {
-        let join = JoinRequest {
+        let request = JoinRequest {
             token: token.clone(),
             manager: manager.clone(),
             advertise: Some(address(number)),
             local: None,
         };
-        let directory = PathBuf::from(directory).join(number.to_string());
+        let config = config(number, PathBuf::from(directory).join(number.to_string()));
         let turns = &turns;
         async move {
             let _turn = turns.acquire().await?;
-            start(number, directory, join).await
+            join(config.clone(), request).await?;
+            anyhow::Ok(config)
         }
     });
-    let clusters = futures::future::try_join_all(all).await?;
-    // Only now: with every node that joins, all that have would plan anew.
-    let work = clusters.into_iter().enumerate().map(|(number, cluster)| {
-        let sender = sender.clone();
-        async move {
-            let workloads = work(number, &cluster, sender)?;
-            if number < BACKENDS {
-                let workload = workload(number, &cluster, network, service).await?;
-                workloads.send_replace(Arc::new(vec![workload]));
-            }
-            anyhow::Ok((cluster, workloads))
-        }
+    // Only when all have joined do they follow, and when all follow, work: with each node that is
+    // new to them, all others would plan anew.
+    let configs = futures::future::try_join_all(all).await?;
+    let follow = configs.into_iter().map(async |config| {
+        let _turn = turns.acquire().await?;
+        let cluster = Cluster::open(config).await?;
+        cluster.caught_up(FOLLOWING).await;
+        anyhow::Ok(cluster)
     });
-    let agents = futures::future::try_join_all(work).await?;
+    let clusters = futures::future::try_join_all(follow).await?;
+    let loops = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let mut agents = Vec::new();
+    for (number, cluster) in clusters.iter().enumerate() {
+        agents.push(work(number, cluster, &loops, sender.clone())?);
+    }
+    for (number, (cluster, workloads)) in clusters.iter().zip(&agents).enumerate().take(BACKENDS) {
+        let workload = workload(number, cluster, network, service).await?;
+        workloads.send_replace(Arc::new(vec![workload]));
+    }
     println!("ready");
     tell(nodes, applied).await;
-    drop(agents);
+    drop((clusters, agents));
+    loops.shutdown_background();
     Ok(())
 }
 
@@ -85,35 +95,43 @@ fn address(number: usize) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(FIRST) + number + 1)
 }
 
-/// Joins the cluster.
-async fn start(number: usize, data_dir: PathBuf, join: JoinRequest) -> Result<Cluster> {
-    let name = format!("f{number}");
-    let cluster = Cluster::open(ClusterConfig {
+fn config(number: usize, data_dir: PathBuf) -> ClusterConfig {
+    ClusterConfig {
         data_dir,
-        hostname: name.clone(),
+        hostname: format!("f{number}"),
         uplink: None,
         datapath: Datapath::Ebpf,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         host: Arc::new(Fixed(address(number))),
         ipsec: watch::channel(Ipsec::default()).1,
-    })
-    .await?;
+    }
+}
+
+/// Makes the node a member, and leaves it alone.
+async fn join(config: ClusterConfig, request: JoinRequest) -> Result<()> {
+    let cluster = Cluster::open(config.clone()).await?;
     // All of them want to at once, and a machine may be busy.
     for _ in 1..JOINS {
-        if cluster.join(join.clone()).await.is_ok() {
-            return Ok(cluster);
+        if cluster.join(request.clone()).await.is_ok() {
+            break;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    cluster.join(join).await.with_context(|| format!("{name} cannot join"))?;
-    Ok(cluster)
+    if cluster.identity().is_none() {
+        let joined = cluster.join(request).await;
+        joined.with_context(|| format!("{} cannot join", config.hostname))?;
+    }
+    cluster.close().await;
+    Ok(())
 }
 
-/// Starts the loop of a node, over the workloads that it is told.
+/// Starts the loop of a node, over the workloads that it is told. Loops have a thread of their own:
+/// that one node plans must not keep another from telling its manager that it is there.
 fn work(
     number: usize,
     cluster: &Cluster,
+    loops: &Runtime,
     sender: mpsc::UnboundedSender<Applied>,
 ) -> Result<watch::Sender<Arc<Vec<Workload>>>> {
     let record = cluster.identity().context("a node that has joined is a member")?;
@@ -140,7 +158,7 @@ fn work(
         changes: changes_seen,
     };
     let (reconciler, handle) = Reconciler::new(Memory::default(), inputs);
-    tokio::spawn(reconciler.run());
+    loops.spawn(reconciler.run());
     let mut outcome = handle.outcome();
     let reporting = cluster.clone();
     tokio::spawn(async move {

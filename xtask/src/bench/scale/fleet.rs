@@ -116,20 +116,13 @@ fn simulated(helper: &Helper, profile: Profile, agents: usize, changes: usize) -
     let playground = up(profile, 1)?;
     let manager = playground.node(1);
     let fleet = Fleet::start(helper, manager, agents)?;
+    // What it has just been set up with is none of the changes.
+    fleet.reach(applied(manager)?)?;
     let change = |number| {
-        while fleet.lines.try_recv().is_ok() {}
         let begin = now();
         update(manager, number)?;
-        let revision: u64 = applied(manager)?;
-        loop {
-            let line = fleet.line(PATIENCE).context("not all agents apply it")?;
-            let told: Vec<i64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-            let [reached, times @ ..] = &told[..] else { continue };
-            if u64::try_from(*reached)? >= revision {
-                let since = |n: usize| (times[n] - begin) as f64 / 1e9;
-                return Ok([since(0), since(1), since(2)]);
-            }
-        }
+        let times = fleet.reach(applied(manager)?)?;
+        Ok(times.map(|time| (time - begin) as f64 / 1e9))
     };
     row(manager, Some(&fleet), agents, changes, change)
 }
@@ -232,6 +225,20 @@ impl Fleet {
         let ready = fleet.line(PATIENCE * 5).context("the fleet does not come up")?;
         anyhow::ensure!(ready == "ready", "the fleet says {ready:?}");
         Ok(fleet)
+    }
+
+    /// Waits until all have applied this revision or a later one: when the first, the middle and
+    /// the last of them had (`CLOCK_MONOTONIC`, in ns).
+    fn reach(&self, revision: u64) -> Result<[i64; 3]> {
+        loop {
+            let line = self.line(PATIENCE).context("not all agents apply it")?;
+            let told: Vec<i64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+            if let [reached, times @ ..] = &told[..]
+                && u64::try_from(*reached)? >= revision
+            {
+                return times.try_into().context("the fleet tells three times");
+            }
+        }
     }
 
     /// The next line that it says within `patience`.
