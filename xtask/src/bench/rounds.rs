@@ -29,11 +29,13 @@ pub(super) fn set_up(
     let mut variants = Vec::new();
     for maker in makers {
         machine::go_on()?;
+        let of_it = kinds.iter().filter(|kind| std::ptr::fn_addr_eq(maker, kind.maker));
+        let titles: Vec<_> = of_it.clone().map(|kind| kind.title).collect();
+        eprintln!("bench: setting up {}", titles.join("; "));
         match make(maker) {
             Ok(made) => variants.extend(made),
             Err(error) => {
                 machine::go_on()?;
-                let of_it = kinds.iter().filter(|kind| std::ptr::fn_addr_eq(maker, kind.maker));
                 for kind in of_it {
                     note(left_out, LeftOut::new(left_out::SET_UP, kind.id, &error));
                 }

@@ -118,7 +118,7 @@ impl Machine {
     fn command(&self) -> Command {
         let mut command = Command::new(QEMU);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        command.args(["-M", "q35", "-cpu", "max", "-smp", "2", "-m", "1280", "-accel"]);
+        command.args(["-M", "q35", "-cpu", "max", "-smp", "2", "-m", "2560", "-accel"]);
         match self.clock {
             Clock::Time => command.arg("tcg,thread=multi"),
             // Without sleep, as time in which nobody works is nobody's.
