@@ -194,6 +194,11 @@ mod tests {
         assert!(copy.write(&first).is_err(), "there is no directory");
         std::fs::create_dir(&dir).unwrap();
         copy.write(&first).unwrap();
-        assert_eq!(read(&dir).unwrap().as_ref(), Some(&*first));
+        // Nothing can be written to what is open for reading.
+        copy.kept.as_mut().unwrap().file = File::open(dir.join(SNAPSHOT)).unwrap();
+        let second = grown(&first, 50);
+        assert!(copy.write(&second).is_err());
+        copy.write(&second).unwrap();
+        assert_eq!((lines(&dir), read(&dir).unwrap().as_ref()), (1, Some(&*second)));
     }
 }
