@@ -1,4 +1,4 @@
-//! How far a run is: a bar on a terminal, a line a round elsewhere.
+//! How far a run is: a bar on a terminal, elsewhere a line for each measure of a round.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -34,10 +34,10 @@ impl Progress {
         eprintln!("{clear}bench: {text}");
     }
 
-    /// A round begins.
-    pub(crate) fn round(&self, round: usize, rounds: usize) {
+    /// Several steps begin, which are one `part`.
+    pub(crate) fn part(&self, part: &str) {
         if !self.terminal {
-            eprintln!("bench: round {} of {rounds}", round + 1);
+            self.say(part);
         }
     }
 }

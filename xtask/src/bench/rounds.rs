@@ -89,8 +89,8 @@ pub(super) fn measure(
     let mut progress = Progress::of(rounds * measures.iter().map(steps).sum::<usize>());
     let mut samples = Samples::default();
     for round in 0..rounds {
-        progress.round(round, rounds);
         for measure in measures {
+            progress.part(&format!("round {} of {rounds}: {}", round + 1, measure.title));
             let mut variants: Vec<_> = variants.iter().filter(|v| measure.is_of(v)).collect();
             if round % 2 == 1 {
                 variants.reverse();
