@@ -51,7 +51,7 @@ fn votes_are_counted_and_the_frontend_sees_no_database() {
     fs::write(&hba, fs::read_to_string(&hba).expect("a file") + append).expect("a file");
     let server = postgres_program("postgres").expect("postgres").display().to_string();
     let options = ["-c", "listen_addresses=*", "-c", "unix_socket_directories="];
-    let _db = Workload::start_command(
+    let postgres = Workload::start_command(
         cluster.node(2),
         &["--service", "db", "--user", "postgres"],
         &[&[&*server, "-D", &data][..], &options].concat(),
@@ -90,4 +90,6 @@ fn votes_are_counted_and_the_frontend_sees_no_database() {
         let there = vote.exec(&["nc", "-z", "-w", "1", address, "5432"]);
         assert!(!there.status.success(), "{address} takes connections from the frontend");
     }
+    // By itself it takes its shared memory along.
+    postgres.stop();
 }
