@@ -102,12 +102,15 @@ fn noise(run: &Run) -> String {
         .filter_map(spread)
         .collect();
     let load = run.load;
-    let busy = if load > 0.5 { "The machine was busy with other work too: " } else { "" };
-    format!(
-        "{busy}load {load:.1} before the run; spread (p10/p90) of the bare wire's own figures over \
-         the rounds: {}.",
-        if spreads.is_empty() { "not measured".to_owned() } else { spreads.join(", ") }
-    )
+    let load = match load > 0.5 {
+        true => format!("The machine was busy with other work too: load {load:.1} before the run."),
+        false => format!("Load {load:.1} before the run."),
+    };
+    if spreads.is_empty() {
+        return load;
+    }
+    let spreads = spreads.join(", ");
+    format!("{load} Spread (p10/p90) of the bare wire's own figures over the rounds: {spreads}.")
 }
 
 fn plain(run: &Run) -> String {
@@ -177,7 +180,7 @@ fn markdown(run: &Run, name: &str) -> String {
          ninetieth percentile. {}\n\n\
          Client and server are pinned: on one CPU both share it, so the figure is what the whole \
          path costs; on two CPUs each has its own. TCP uses cubic. The wire is a veth pair.{}\n\n\
-         ![Ratios to the bare wire]({name}.svg)\n",
+         ![The ratios]({name}.svg)\n",
         run.command,
         machine.date,
         machine.cpu,

@@ -41,8 +41,8 @@ pub(crate) fn picture(samples: &Samples) -> String {
             r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}">"#,
             "<title>netagent's datapaths beside others, as ratios</title><style>{style}</style>",
             r##"<rect width="100%" height="100%" fill="#fff"/>"##,
-            r#"<text class="faint" x="16" y="26">Ratio to host to host (to a bridge on one host) "#,
-            "within a round: median, and the tenth to the ninetieth percentile. Dashed: 1.</text>",
+            r#"<text class="faint" x="16" y="26">Ratio to what the tables compare with, within "#,
+            "a round: median, and the tenth to the ninetieth percentile. Dashed: 1.</text>",
             "{body}</svg>\n"
         ),
         w = WIDTH,
