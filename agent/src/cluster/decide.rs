@@ -58,7 +58,7 @@ pub(super) fn create_network(view: &View, request: &CreateNetwork) -> Decision<N
 }
 
 /// Shortest life of a certificate, in seconds: renewing takes its time.
-const SHORTEST: u32 = 20;
+const SHORTEST: u32 = 60;
 /// Longest: the CA itself ends then.
 const LONGEST: u32 = 20 * 365 * 24 * 3600;
 
