@@ -101,8 +101,10 @@ fn full_disks_are_said_and_recovered_from() {
     let labels: Vec<_> = (0..60).map(|n| format!("{n}={}", "x".repeat(900))).collect();
     let labels = labels.iter().flat_map(|label| ["--label", label]);
     // More than fits into what a file's last block has left.
-    let create = |network| ["network", "create", network].into_iter().chain(labels.clone());
-    let refused = refusal(n1.netagent(&create("net2").collect::<Vec<_>>()));
+    let create = |network| -> Vec<_> {
+        ["network", "create", network].into_iter().chain(labels.clone()).collect()
+    };
+    let refused = refusal(n1.netagent(&create("net2")));
     assert!(refused.contains("store.db") && refused.contains("full"), "{refused}");
     assert!(!must(n1.netagent(&["network", "ls"])).contains("net2"), "half done");
     assert!(b.pings("c", 56) && c.pings("b", 56));
@@ -121,7 +123,7 @@ fn full_disks_are_said_and_recovered_from() {
     must(n1.netagent(&["service", "create", "--name", "web", "--network", "net1"]));
     let ends = Workload::start(n2, &["--service", "web", "--name", "ends"]);
     disks[1].fill().expect("fill");
-    must(n1.netagent(&create("net3").collect::<Vec<_>>()));
+    must(n1.netagent(&create("net3")));
     eventually("it says so", || n2.log_end().contains("snapshot is not on disk"));
     let refused = refusal(n2.netagent(&["run", "--network", "net1", "--", "true"]));
     assert!(refused.contains("No space left on device"), "{refused}");
